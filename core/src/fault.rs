@@ -1,0 +1,37 @@
+//! Named places where a test kills the process.
+//!
+//! A `DEATH:` comment, the point below it and the test share one name. Built with `--features faults`, a process whose
+//! `PROCESSION_FAULT` is `name` (or `name:n`, the n-th time) kills itself with SIGKILL there; otherwise a point is
+//! nothing at all. What happens *between* the points is covered by stepping (`tests/faults`).
+
+/// Dies here if a test asked for it.
+#[inline(always)]
+pub(crate) fn point(name: &'static str) {
+    #[cfg(feature = "faults")]
+    armed::reached(name);
+    #[cfg(not(feature = "faults"))]
+    let _ = name;
+}
+
+#[cfg(feature = "faults")]
+mod armed {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static ARMED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+
+    pub(super) fn reached(name: &'static str) {
+        let armed = ARMED.get_or_init(|| {
+            let wanted = std::env::var("PROCESSION_FAULT").ok()?;
+            let (point, count) = wanted.split_once(':').unwrap_or((&wanted, "1"));
+            Some((point.to_owned(), count.parse().ok()?))
+        });
+        if let Some((point, count)) = armed
+            && point == name
+            && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == *count
+        {
+            crate::sys::process::kill_self();
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Bytes between processes: the engine of procession.
+//!
+//! Rooms, from the ground up; each uses those before it:
+//!
+//! - `sys`: the kernel, and nothing else talks to it.
+//! - `memory`: what a [`Family`] of processes shares, and what becomes of it when one of them dies.
+//!
+//! The engine starts no thread, installs no signal handler and prints nothing. It moves bytes and never asks what they
+//! mean; a face (the crate `procession`, the Python package) gives them meaning.
+
+pub mod deadline;
+pub mod error;
+mod fault;
+mod memory;
+mod sys;
+
+pub use deadline::Deadline;
+pub use error::{Error, Result};
+pub use memory::{Builder, Family, Findings, Handle, Usage};
+pub use sys::machine::processors;
+
+/// The kinds of objects, by number. The order is part of the arena's layout.
+static KINDS: [memory::object::Kind; 1] = [memory::object::KIND];
+
+/// Begins a new family, with the calling process as its root.
+pub fn family() -> Builder {
+    Builder::new(&KINDS)
+}

@@ -1,0 +1,122 @@
+//! Sleeping on a word of the arena: the only place where the engine spins, and the only one where it waits in memory.
+//!
+//! A sleeper that waits *for someone* also watches that thread's life token and is woken when it dies. Behind
+//! everything stands a belt: after [`BELT`] a sleeper looks again on its own, so that whatever was lost in a way that
+//! nobody foresaw costs a second and not for ever.
+
+use super::family::Family;
+use crate::deadline::Deadline;
+use crate::sys::{futex, machine};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// How long a sleeper trusts to be woken.
+pub(crate) const BELT: Duration = Duration::from_secs(1);
+
+/// How often a sleeper looks after a life that the kernel does not tell it about.
+pub(crate) const RECHECK: Duration = Duration::from_millis(20);
+
+/// Whose death must wake the sleeper.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Watch<'a> {
+    /// Nobody's: the word alone.
+    Nobody,
+    /// That of the thread in this slot.
+    Thread(u32),
+    /// Those of several threads.
+    Threads(&'a [u32]),
+}
+
+/// Sleeps while `word` holds `expected` and the watched live, at most for a belt. Who is woken looks again.
+pub(crate) fn park(
+    family: &Family,
+    word: &AtomicU32,
+    expected: u32,
+    watch: Watch<'_>,
+    deadline: Deadline,
+) -> futex::Wake {
+    let belt = Deadline::after(BELT);
+    let until = deadline.min(belt);
+    let wake = match watch {
+        Watch::Nobody => futex::wait(word, expected, until),
+        Watch::Thread(slot) => {
+            let token = &family.thread(slot).token;
+            let lingering = family.is_lingering(slot);
+            let until = if lingering {
+                until.min(Deadline::after(RECHECK))
+            } else {
+                until
+            };
+            futex::wait_both(word, expected, token.word(), token.watch(), until, RECHECK)
+        }
+        Watch::Threads(slots) => {
+            let mut words = Vec::with_capacity(slots.len() + 1);
+            words.push((word, expected));
+            for &slot in slots {
+                let token = &family.thread(slot).token;
+                words.push((token.word(), token.watch()));
+            }
+            futex::wait_all(&words, until, RECHECK)
+        }
+    };
+    match wake {
+        futex::Wake::TimedOut if !deadline.has_passed() => futex::Wake::Look,
+        ended => ended,
+    }
+}
+
+/// A short, bounded wait without sleeping, for someone who is about to finish on another processor.
+///
+/// It adapts: where spinning has found what it waited for, the next one may last longer; where it ended in sleep, the
+/// next one gives up sooner. On one processor it does not spin at all.
+#[derive(Debug)]
+pub(crate) struct Spin {
+    left: u32,
+    used: u32,
+}
+
+/// Pauses that a spin may last, by what the last ones of this process brought.
+static BUDGET: AtomicU32 = AtomicU32::new(256);
+const BUDGET_MIN: u32 = 32;
+const BUDGET_MAX: u32 = 2048;
+
+impl Spin {
+    pub(crate) fn new() -> Spin {
+        Spin {
+            left: if machine::may_spin() {
+                BUDGET.load(Ordering::Relaxed)
+            } else {
+                0
+            },
+            used: 0,
+        }
+    }
+
+    /// Pauses a little and says to look again, or says that it is time to sleep.
+    pub(crate) fn again(&mut self) -> bool {
+        if self.left == 0 {
+            if self.used > 0 {
+                let budget = BUDGET.load(Ordering::Relaxed);
+                BUDGET.store((budget / 2).max(BUDGET_MIN), Ordering::Relaxed);
+                self.used = 0;
+            }
+            return false;
+        }
+        let pauses = self.left.min(8);
+        for _ in 0..pauses {
+            std::hint::spin_loop();
+        }
+        self.left -= pauses;
+        self.used += pauses;
+        true
+    }
+}
+
+impl Drop for Spin {
+    fn drop(&mut self) {
+        if self.used > 0 && self.left > 0 {
+            let budget = BUDGET.load(Ordering::Relaxed);
+            BUDGET.store((budget + budget / 4).min(BUDGET_MAX), Ordering::Relaxed);
+        }
+    }
+}
