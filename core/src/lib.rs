@@ -4,6 +4,7 @@
 //!
 //! - `sys`: the kernel, and nothing else talks to it.
 //! - `memory`: what a [`Family`] of processes shares, and what becomes of it when one of them dies.
+//! - `queue`: messages in order, many writers and many readers.
 //!
 //! The engine starts no thread, installs no signal handler and prints nothing. It moves bytes and never asks what they
 //! mean; a face (the crate `procession`, the Python package) gives them meaning.
@@ -12,15 +13,26 @@ pub mod deadline;
 pub mod error;
 mod fault;
 mod memory;
+mod queue;
 mod sys;
 
 pub use deadline::Deadline;
 pub use error::{Error, Result};
 pub use memory::{Builder, Family, Findings, Handle, Usage};
+pub use queue::{Message, OnDeath, Options, Outgoing, Queue, Tag};
 pub use sys::machine::processors;
 
 /// The kinds of objects, by number. The order is part of the arena's layout.
-static KINDS: [memory::object::Kind; 1] = [memory::object::KIND];
+static KINDS: [memory::object::Kind; 8] = [
+    memory::object::KIND,
+    memory::object::KIND,
+    memory::object::KIND,
+    memory::object::KIND,
+    memory::object::KIND,
+    memory::object::KIND,
+    memory::object::KIND,
+    queue::ring::KIND,
+];
 
 /// Begins a new family, with the calling process as its root.
 pub fn family() -> Builder {

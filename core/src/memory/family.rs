@@ -9,10 +9,12 @@ use super::{epoch, reclaim};
 use crate::error::{Error, Result};
 use crate::sys::{machine, memory, process};
 use parking_lot::Mutex;
+use std::any::Any;
+use std::collections::{HashMap, VecDeque};
 use std::mem::size_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The calling thread's place in a family: what it writes into lock words and ownership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub(crate) struct Local {
     process: u32,
     pub(crate) heap: Mutex<Heap>,
     pub(crate) attachments: Mutex<Attachments>,
+    /// Messages on loan to this process, by the handle of their queue, oldest first.
+    pub(crate) leases: Mutex<HashMap<u64, VecDeque<Arc<dyn Any + Send + Sync>>>>,
 }
 
 /// The limits of a family, from the environment unless set here.
@@ -388,6 +392,7 @@ impl Family {
             process,
             heap: Mutex::new(Heap::new()),
             attachments: Mutex::new(attachments),
+            leases: Mutex::default(),
         }));
         self.local.store(local, Ordering::Release);
         local
@@ -462,6 +467,7 @@ fn install() -> Mutex<Vec<&'static Family>> {
             if let Some(local) = family.previous_local() {
                 std::mem::forget(local.heap.lock());
                 std::mem::forget(local.attachments.lock());
+                std::mem::forget(local.leases.lock());
             }
         }
         std::mem::forget(families);
@@ -474,6 +480,7 @@ fn install() -> Mutex<Vec<&'static Family>> {
         unsafe {
             for family in &*families.data_ptr() {
                 if let Some(local) = family.previous_local() {
+                    local.leases.force_unlock();
                     local.attachments.force_unlock();
                     local.heap.force_unlock();
                 }

@@ -94,20 +94,11 @@ impl Latch {
         }
     }
 
-    /// Takes the latch if that can be done at once, also from a holder that is known to be dead.
-    pub(crate) fn try_enter(&self, family: &Family, me: Me) -> Option<Acquired> {
-        let seen = self.word.load(Ordering::Relaxed);
-        match family.holder_state(seen) {
-            Holder::Nobody => self.take(seen, me).then_some(Acquired::Clean),
-            Holder::Dead => self.take(seen, me).then_some(Acquired::OwnerDied),
-            Holder::Alive(_) => None,
-        }
-    }
-
-    fn take(&self, seen: u32, me: Me) -> bool {
-        let taken = me.word | seen & WAITERS;
+    /// Takes the latch if it is free.
+    #[inline]
+    pub(crate) fn try_enter(&self, me: Me) -> bool {
         self.word
-            .compare_exchange(seen, taken, Ordering::Acquire, Ordering::Relaxed)
+            .compare_exchange(0, me.word, Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
     }
 
@@ -122,9 +113,16 @@ impl Latch {
         let mut spin = park::Spin::new();
         // Who has slept cannot know whether others sleep still, and says so for them when it takes the latch.
         let mut waiters = 0;
+        let mut look_closer = false;
         loop {
             let seen = self.word.load(Ordering::Relaxed);
-            let (free, acquired) = match family.holder_state(seen) {
+            // While spinning, the holder's token is left alone: a look at it is a write to the holder's own line.
+            let holder = if look_closer {
+                family.holder_state(seen)
+            } else {
+                family.holder_as_written(seen)
+            };
+            let (free, acquired) = match holder {
                 Holder::Nobody => (true, Acquired::Clean),
                 Holder::Dead => (true, Acquired::OwnerDied),
                 Holder::Alive(_) => (false, Acquired::Clean),
@@ -146,6 +144,10 @@ impl Latch {
                 continue;
             }
             if spin.again() {
+                continue;
+            }
+            if !look_closer {
+                look_closer = true;
                 continue;
             }
             if deadline.has_passed() {

@@ -175,8 +175,10 @@ shared! {
         pub(crate) state: AtomicU64,
         /// The futex word to wake if the thread dies: something was published, the wake not sent yet.
         pub(crate) wake_owed: AtomicU64,
-        /// The futex word on which the thread sleeps or was woken: if it dies, someone else must be woken for it.
+        /// The latch on which the thread sleeps or was woken: if it dies, someone else must be woken for it.
         pub(crate) waiting_on: AtomicU64,
+        /// The bell that woke it, or will: if it dies before it took what the bell rang for, someone else must be woken.
+        pub(crate) answering: AtomicU64,
         /// What the operation in flight is; 0 none. Written last, cleared first.
         pub(crate) intent: AtomicU64,
         /// Its parts; what each means stands with the operation.
@@ -184,6 +186,6 @@ shared! {
         /// Its number, for people.
         pub(crate) tid: AtomicU32,
         pub(crate) reserved32: AtomicU32,
-        pub(crate) reserved: [AtomicU64; 13],
+        pub(crate) reserved: [AtomicU64; 12],
     }
 }

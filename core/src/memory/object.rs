@@ -27,8 +27,8 @@ pub(crate) struct Kind {
     pub(crate) resume: fn(&Family, &Intent),
     /// Frees what the body owns. Called once nobody can reach the object; called again if the caller died inside.
     pub(crate) destroy: fn(&'static Family, Me, body: u64),
-    /// Returns a message of this object that a dead process had in its hands.
-    pub(crate) lost: fn(&'static Family, Me, block: u64),
+    /// Returns a message of this object that a dead process had in its hands; false if it must be tried again later.
+    pub(crate) lost: fn(&'static Family, Me, block: u64) -> bool,
     /// Marks what the body owns, and says what is wrong with it.
     pub(crate) check: fn(&'static Family, body: u64, &mut Fsck),
 }
@@ -47,7 +47,7 @@ pub(crate) const KIND: Kind = Kind {
     name: "memory",
     resume,
     destroy: |_, _, _| {},
-    lost: |_, _, _| {},
+    lost: |_, _, _| true,
     check: |_, _, _| {},
 };
 

@@ -100,9 +100,6 @@ fn reclaim_in_turn(family: &'static Family, me: Me, index: u32) {
     give_up_embryos(family, me, index);
     settle_lingering(family, index);
     tear_down_again(family, me, index);
-    return_leases(family, me, index);
-    // DEATH: leases are back, bits and blocks are not; the next reclaimer goes on from here.
-    fault::point("reclaim.leases");
     let mut doomed = Vec::new();
     object::with_lifetime(family, me, || {
         object::release_owner(family, me, index, &mut doomed)
@@ -114,8 +111,14 @@ fn reclaim_in_turn(family: &'static Family, me: Me, index: u32) {
         slabs::settle(family, me, first);
     }
     runs::count_warm(family);
-    // DEATH: nothing of it is left but the slot.
+    // DEATH: what it owned is free, what it had on loan is not back; the next reclaimer goes on from here.
     fault::point("reclaim.freed");
+    // Last: going back may need memory, of which there is more now.
+    if !return_leases(family, me, index) {
+        return;
+    }
+    // DEATH: nothing of it is left but the slot.
+    fault::point("reclaim.returned");
     for word in [&slot.pid, &slot.ended, &slot.flags, &slot.exit_code] {
         word.store(0, Ordering::Release);
     }
@@ -180,8 +183,9 @@ fn tear_down_again(family: &'static Family, me: Me, process: u32) {
     }
 }
 
-/// Messages that the process had in its hands and that must not be lost with it.
-fn return_leases(family: &'static Family, me: Me, process: u32) {
+/// Messages that the process had in its hands and that must not be lost with it. False if one could not go back.
+fn return_leases(family: &'static Family, me: Me, process: u32) -> bool {
+    let mut all = true;
     for (offset, _) in owned_by(family, process, State::Leased) {
         let Ok((block, owner)) = family.block_at(offset) else {
             continue;
@@ -196,13 +200,16 @@ fn return_leases(family: &'static Family, me: Me, process: u32) {
             .and_then(|queue| object::kind_of(family, queue))
             .map(|kind| kind.lost);
         match lost {
-            Some(lost) => lost(family, me, offset),
+            Some(lost) => all &= lost(family, me, offset),
             // Its queue is gone: so is the message.
             None => {
-                let _ = family.transfer(offset, State::Private, process);
+                if family.transfer(offset, State::Private, me.process).is_ok() {
+                    family.free(me, offset);
+                }
             }
         }
     }
+    all
 }
 
 /// Where a leased block names its queue: after its list of handles.

@@ -50,7 +50,7 @@ pub(crate) fn settle(family: &Family, index: u32) {
     }
     // DEATH: the latches are open and nobody has been told; the next recoverer tells them.
     fault::point("recover.opened");
-    for owed in [&slot.wake_owed, &slot.waiting_on] {
+    for owed in [&slot.wake_owed, &slot.waiting_on, &slot.answering] {
         let offset = owed.load(Ordering::Acquire);
         if offset != 0 {
             if let Ok(word) = family.region().view::<AtomicU32>(offset) {

@@ -252,6 +252,18 @@ impl Family {
         })
     }
 
+    /// What a lock word says of its holder without a look at the holder's life: only a recovered one counts as dead.
+    #[inline]
+    pub(crate) fn holder_as_written(&self, word: u32) -> Holder {
+        let Some((index, generation)) = latch::holder_of(word) else {
+            return Holder::Nobody;
+        };
+        match self.threads().get(index as usize) {
+            Some(slot) if !self.is_stale(slot, generation) => Holder::Alive(index),
+            _ => Holder::Dead,
+        }
+    }
+
     /// Whether a lock word's holder lives. A dead one is recovered before the answer.
     #[inline]
     pub(crate) fn holder_state(&self, word: u32) -> Holder {

@@ -1,0 +1,4 @@
+//! The engine with real processes and real kills.
+
+mod queue;
+mod support;
