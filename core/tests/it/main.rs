@@ -1,0 +1,4 @@
+//! The engine with real processes.
+
+mod process;
+mod support_process;
