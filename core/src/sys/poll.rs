@@ -52,6 +52,20 @@ pub(crate) fn wait_one(fd: BorrowedFd<'_>, interest: Interest, deadline: Deadlin
     Ok(!wait(&[(fd, interest)], deadline)?.is_empty())
 }
 
+/// [`wait_one`] for a wait that no signal cuts: a short one.
+pub(crate) fn wait_one_calmly(
+    fd: BorrowedFd<'_>,
+    interest: Interest,
+    deadline: Deadline,
+) -> Result<bool> {
+    loop {
+        match wait_one(fd, interest, deadline) {
+            Err(Error::Interrupted { .. }) => continue,
+            answer => return answer,
+        }
+    }
+}
+
 /// Whether the other end of a pipe is closed.
 pub(crate) fn has_hung_up(fd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];

@@ -1,4 +1,6 @@
 //! The engine with real processes and real kills.
 
+mod process;
 mod queue;
 mod support;
+mod support_process;
