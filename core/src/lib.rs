@@ -16,14 +16,14 @@ pub mod deadline;
 pub mod error;
 mod fault;
 mod memory;
-mod queue;
 pub mod process;
+mod queue;
 mod sys;
 
 pub use deadline::Deadline;
 pub use error::{Error, Result};
-pub use queue::{Message, OnDeath, Options, Outgoing, Queue, Tag};
 pub use memory::{Builder, Family, Findings, Handle, Parcel, Usage};
+pub use queue::{Message, OnDeath, Options, Outgoing, Queue, Tag};
 pub use sys::machine::processors;
 
 /// The kinds of objects, by number. The order is part of the arena's layout.
