@@ -27,7 +27,7 @@ pub use queue::{Message, OnDeath, Options, Outgoing, Queue, Tag};
 pub use sys::machine::processors;
 
 /// The kinds of objects, by number. The order is part of the arena's layout.
-static KINDS: [memory::object::Kind; 8] = [
+static KINDS: [memory::object::Kind; 12] = [
     memory::object::KIND,
     memory::object::KIND,
     memory::object::KIND,
@@ -36,6 +36,10 @@ static KINDS: [memory::object::Kind; 8] = [
     memory::object::KIND,
     memory::object::KIND,
     queue::ring::KIND,
+    connection::pipe::KIND,
+    memory::object::KIND,
+    memory::object::KIND,
+    connection::locker::KIND,
 ];
 
 /// Begins a new family, with the calling process as its root.
