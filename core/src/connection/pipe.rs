@@ -12,6 +12,7 @@
 //! the block is its own, is lost; its block is freed with the pipe at the latest.
 
 use super::locker::{self, Ticket};
+use crate::Tag;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::fault;
@@ -23,7 +24,6 @@ use crate::memory::object::{self, Attached, Handle, Kind};
 use crate::memory::{Parcel, reclaim};
 use crate::sys::poll::{self, Interest};
 use crate::sys::socket;
-use crate::{Tag, sys};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
