@@ -135,9 +135,37 @@ impl Entry {
         }
     }
 
+    pub(super) fn pidfd(&self) -> &Kept {
+        &self.pidfd
+    }
+
     /// Whether it is a zygote: the engine's child, not the program's.
     pub(super) fn is_zygote(&self) -> bool {
         self.method == Method::Zygote && self.line.is_none()
+    }
+
+    /// What is to be told of its end.
+    fn judge(&self, ended: Option<Ended>) -> Exit {
+        let state = self.family.process(self.slot).state.load(Ordering::Acquire);
+        let left = ProcWord::unpack(state);
+        // An embryo that nobody moved into. Another generation: it was there, and someone has freed the slot by now.
+        let began = left.generation != self.generation || left.state != ProcState::Embryo;
+        let ending = match ended.map(|ended| ended.code) {
+            None => Ending::Unknown,
+            Some(code) if code < 0 => Ending::Signal(-code),
+            Some(code) => Ending::Code(code),
+        };
+        let rose = || Some(embryo::oom_kills()? > self.oom_kills?);
+        Exit {
+            ending,
+            began,
+            peak_memory: ended.map_or(0, |ended| ended.peak_memory),
+            out_of_memory: if ending == Ending::Signal(9) {
+                rose()
+            } else {
+                None
+            },
+        }
     }
 }
 
@@ -278,30 +306,5 @@ impl Child {
             entry.family.bury(me, entry.slot, entry.generation);
         }
         Ok(Some(*exit))
-    }
-}
-
-impl Entry {
-    fn judge(&self, ended: Option<Ended>) -> Exit {
-        let state = self.family.process(self.slot).state.load(Ordering::Acquire);
-        let left = ProcWord::unpack(state);
-        // An embryo that nobody moved into. Another generation: it was there, and someone has freed the slot by now.
-        let began = left.generation != self.generation || left.state != ProcState::Embryo;
-        let ending = match ended.map(|ended| ended.code) {
-            None => Ending::Unknown,
-            Some(code) if code < 0 => Ending::Signal(-code),
-            Some(code) => Ending::Code(code),
-        };
-        let rose = || Some(embryo::oom_kills()? > self.oom_kills?);
-        Exit {
-            ending,
-            began,
-            peak_memory: ended.map_or(0, |ended| ended.peak_memory),
-            out_of_memory: if ending == Ending::Signal(9) {
-                rose()
-            } else {
-                None
-            },
-        }
     }
 }

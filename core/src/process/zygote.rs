@@ -95,7 +95,7 @@ pub(super) fn start(family: &'static Family, start: &Start<'_>) -> Result<Child>
             why: "its environment begins as the zygote's",
         });
     }
-    let mut why = "its zygote was killed twice while it started the child";
+    let mut why = "its zygote ended twice, or has too many descriptors open";
     for _ in 0..2 {
         let link = link(family, start)?;
         match request(&link, start)? {
@@ -267,7 +267,12 @@ fn request(link: &Link, start: &Start<'_>) -> Result<Answer> {
             let child = embryo.born_as(pid as u32, pidfd, Some(line), start, oom_kills);
             Ok(Answer::Born(Box::new(child)))
         }
-        _ => Ok(Answer::Unborn(code)),
+        _ if code != 0 => Ok(Answer::Unborn(code)),
+        _ => {
+            // The child is there and its descriptor was lost on the way: this process has no number free for it.
+            process::kill_number(pid as u32);
+            Err(Error::os("take up a child", rustix::io::Errno::MFILE))
+        }
     }
 }
 

@@ -261,6 +261,13 @@ pub(crate) fn collect(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
     }))
 }
 
+/// Kills a process by number. Only for one that was there a moment ago.
+pub(crate) fn kill_number(pid: u32) {
+    if let Ok(pid) = as_pid(pid) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
 /// Kills and collects a child that nobody will ever hear of.
 pub(crate) fn abandon(pid: u32) {
     // SAFETY: plain system calls; the number is our child's, because it was not collected yet.
