@@ -50,12 +50,14 @@ fn a_signal_is_told_from_a_code_by_every_method() {
             assert!(timeout.is_timeout(), "{timeout}");
             assert_eq!(child.poll().unwrap(), None);
             assert!(child.clone().close().is_err(), "it runs");
-            assert!(match signal {
-                15 => child.terminate(),
-                9 => child.kill(),
-                _ => child.signal(signal),
-            }
-            .unwrap());
+            assert!(
+                match signal {
+                    15 => child.terminate(),
+                    9 => child.kill(),
+                    _ => child.signal(signal),
+                }
+                .unwrap()
+            );
             let exit = child.join(watchdog()).unwrap();
             assert_eq!(exit.ending, Ending::Signal(signal), "{method:?}");
             assert_eq!(exit.code(), Some(-signal));

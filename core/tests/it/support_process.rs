@@ -132,8 +132,5 @@ pub(crate) fn state_of(pid: u32) -> Option<char> {
 
 #[track_caller]
 pub(crate) fn assert_sound(family: &'static Family) {
-    assert_eq!(
-        family.fsck().expect("a check").faults,
-        Vec::<String>::new()
-    );
+    assert_eq!(family.fsck().expect("a check").faults, Vec::<String>::new());
 }
