@@ -4,6 +4,8 @@
 //!
 //! - `sys`: the kernel, and nothing else talks to it.
 //! - `memory`: what a [`Family`] of processes shares, and what becomes of it when one of them dies.
+//! - [`sync`]: waiting for one another: locks, permits, conditions, events, barriers.
+//! - [`shared`]: bytes that several processes read and write in place.
 //!
 //! The engine starts no thread, installs no signal handler and prints nothing. It moves bytes and never asks what they
 //! mean; a face (the crate `procession`, the Python package) gives them meaning.
@@ -12,6 +14,8 @@ pub mod deadline;
 pub mod error;
 mod fault;
 mod memory;
+pub mod shared;
+pub mod sync;
 mod sys;
 
 pub use deadline::Deadline;
@@ -19,8 +23,23 @@ pub use error::{Error, Result};
 pub use memory::{Builder, Family, Findings, Handle, Usage};
 pub use sys::machine::processors;
 
+use memory::object::Kind;
+
 /// The kinds of objects, by number. The order is part of the arena's layout.
-static KINDS: [memory::object::Kind; 1] = [memory::object::KIND];
+static KINDS: [Kind; 12] = [
+    memory::object::KIND,
+    sync::mutex::KIND,
+    sync::recursive::KIND,
+    sync::semaphore::KIND,
+    sync::condition::KIND,
+    sync::event::KIND,
+    sync::barrier::KIND,
+    Kind::plain("queue"),
+    Kind::plain("pipe"),
+    shared::cell::KIND,
+    shared::guarded::KIND,
+    Kind::plain("descriptor"),
+];
 
 /// Begins a new family, with the calling process as its root.
 pub fn family() -> Builder {
