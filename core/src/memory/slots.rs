@@ -366,11 +366,12 @@ impl Family {
             ProcState::Free => return true,
             ProcState::Embryo | ProcState::Alive => {}
         }
-        if self.has_living_thread(index) {
-            return false;
-        }
+        // Seen to end: a token that is held still is in the hands of someone who looks at it or recovers it.
         if slot.ended.load(Ordering::Acquire) != 0 {
             return true;
+        }
+        if self.has_living_thread(index) {
+            return false;
         }
         let pid = slot.pid.load(Ordering::Acquire);
         if pid == 0 {
