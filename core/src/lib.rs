@@ -15,6 +15,8 @@ mod fault;
 mod memory;
 mod queue;
 mod sys;
+#[doc(hidden)]
+pub mod testing;
 
 pub use deadline::Deadline;
 pub use error::{Error, Result};

@@ -287,9 +287,7 @@ impl Family {
         kinds: &'static [Kind],
         slot: Option<u32>,
     ) -> Result<&'static Family> {
-        let (length, reserve) = offset::inspect(fd.as_fd())?;
-        let region: &'static Region = Box::leak(Box::new(Region::new(fd, length, reserve)?));
-        let family = Family::open(region, kinds)?;
+        let family = Family::look(fd, kinds)?;
         match slot {
             Some(slot) => family.take_embryo(slot)?,
             None => {
@@ -297,6 +295,13 @@ impl Family {
             }
         }
         Ok(family)
+    }
+
+    /// Opens an arena by its descriptor without taking a seat in it.
+    pub(crate) fn look(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
+        let (length, reserve) = offset::inspect(fd.as_fd())?;
+        let region: &'static Region = Box::leak(Box::new(Region::new(fd, length, reserve)?));
+        Family::open(region, kinds)
     }
 
     fn open(region: &'static Region, kinds: &'static [Kind]) -> Result<&'static Family> {
