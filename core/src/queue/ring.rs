@@ -1160,12 +1160,19 @@ fn destroy(family: &'static Family, me: Me, offset: u64) {
             break;
         }
     }
-    let last = body.head_segment.load(Ordering::Acquire);
-    if last != 0 {
-        let (Acquired::Clean | Acquired::OwnerDied) = body.head_latch.enter(family, me);
-        drop_segment(family, me, offset, last, 0);
-        body.head_latch.release(family, me);
+    // Two may be left: a put may have linked one and died, or failed, before anything stood in it.
+    let (Acquired::Clean | Acquired::OwnerDied) = body.head_latch.enter(family, me);
+    loop {
+        let segment = body.head_segment.load(Ordering::Acquire);
+        if segment == 0 {
+            break;
+        }
+        let Ok(next) = SegmentAt::new(family, segment).map(SegmentAt::next) else {
+            break;
+        };
+        drop_segment(family, me, offset, segment, next);
     }
+    body.head_latch.release(family, me);
     object::let_go(
         family,
         me,
