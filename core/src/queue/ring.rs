@@ -190,7 +190,8 @@ const DONE: Op = Op {
     kind: QUEUE,
     code: 5,
 };
-/// `[body, done before, block, holder, body of the target, tail of the target]`: a leased message goes back. Finished.
+/// `[body, done before, block, holder, body of the target, tail of the target]`: a leased message goes back. Finished;
+/// once the target's `tail` has moved the message is a consumer's, and only the count is left to do.
 const RETURN: Op = Op {
     kind: QUEUE,
     code: 6,
@@ -1058,6 +1059,17 @@ fn apply_return(family: &Family, args: &[u64]) {
     ) else {
         return;
     };
+    if to.tail.load(Ordering::Acquire) == tail {
+        publish_returned(family, to, block, tail);
+    }
+    // DEATH: the message is in the queue, maybe in a consumer's hands already, and not counted.
+    fault::point("ring.returned");
+    // After `tail`: counted first, the queue would look finished for a moment.
+    from.done.store(done + 1, Ordering::Release);
+}
+
+/// Writes a leased block into entry `tail`, and publishes it. Inside the tail latch.
+fn publish_returned(family: &Family, to: &Body, block: u64, tail: u64) {
     let Ok(lease) = lease_of(family, block) else {
         return;
     };
@@ -1080,8 +1092,6 @@ fn apply_return(family: &Family, args: &[u64]) {
         .store(lease.header.load(Ordering::Acquire), Ordering::Release);
     entry.block.store(block, Ordering::Release);
     let _ = family.transfer(block, State::Shared, 0);
-    fault::point("ring.returned");
-    from.done.store(done + 1, Ordering::Release);
     to.tail.store(tail + 1, Ordering::Release);
 }
 
