@@ -42,7 +42,10 @@ mod noted {
 
     pub(super) fn passed() -> Vec<&'static str> {
         WANTED.store(true, Ordering::Relaxed);
-        NAMES.iter().map_while(|place| place.get().copied()).collect()
+        NAMES
+            .iter()
+            .map_while(|place| place.get().copied())
+            .collect()
     }
 }
 

@@ -86,12 +86,18 @@ pub fn pids(family: &Family) -> Vec<u32> {
 
 /// What of the arena can matter: (offset, length) of all before the units, and of each run that is not free.
 pub fn used(family: &Family) -> Vec<(u64, u64)> {
-    let runs = runs::walk(family).filter(|(_, owner)| !matches!(owner.state, State::Free | State::Warm));
+    let runs =
+        runs::walk(family).filter(|(_, owner)| !matches!(owner.state, State::Free | State::Warm));
     let runs = runs.map(|(unit, owner)| {
         let start = family.unit_offset(unit);
-        (start, family.unit_offset(unit + u64::from(owner.units)) - start)
+        (
+            start,
+            family.unit_offset(unit + u64::from(owner.units)) - start,
+        )
     });
-    std::iter::once((0, family.units_start())).chain(runs).collect()
+    std::iter::once((0, family.units_start()))
+        .chain(runs)
+        .collect()
 }
 
 /// The bytes of an arena that nobody writes just now: its processes are stopped.

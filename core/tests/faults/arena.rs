@@ -97,7 +97,10 @@ pub fn copy(family: &Family) -> OwnedFd {
             assert!(written > 0, "a copy was cut short");
             at += written as usize;
         }
-        assert_eq!(libc::fcntl(number, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK), 0);
+        assert_eq!(
+            libc::fcntl(number, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK),
+            0
+        );
         fd
     }
 }

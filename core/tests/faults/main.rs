@@ -4,7 +4,8 @@
 //! copies, kills and recovers; `process` and `arch` trace. A run prints a table; `PROCESSION_TABLE=path` also writes it.
 //!
 //! - *states*: what the arena looks like after each instruction, counted once each. At each of them the victim is dead
-//!   in a copy of the arena, and a survivor lives on there, twice: looking for the dead first, and working first.
+//!   in three copies of the arena, and a survivor lives on in each: one looks for the dead first, one works first, one
+//!   leaves the queues as they are, to be destroyed so.
 //! - *inside recovery*: at some of these states the survivor's recovery is stepped too, and dies as well at each of its
 //!   states; a third process lives on.
 //! - *real kills*: at some states the victim really dies by SIGKILL, with a survivor at work or waiting in the arena.
@@ -31,7 +32,10 @@ static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
 
 /// What the last panic of this process said.
 fn last_panic() -> String {
-    LAST_PANIC.lock().map(|text| text.clone()).unwrap_or_default()
+    LAST_PANIC
+        .lock()
+        .map(|text| text.clone())
+        .unwrap_or_default()
 }
 
 fn main() {
@@ -51,7 +55,10 @@ fn main() {
     if let Some(filter) = filter {
         operations.retain(|operation| operation.name.contains(filter.as_str()));
     }
-    println!("killing at every store of {} operations, {extent:?}", operations.len());
+    println!(
+        "killing at every store of {} operations, {extent:?}",
+        operations.len()
+    );
     let start = std::time::Instant::now();
     let rows = run(operations, extent);
     let table = proof::table(&rows);
@@ -106,7 +113,10 @@ fn run(operations: Vec<scene::Operation>, extent: Extent) -> Vec<Row> {
         let (name, page, stop) = ended;
         let row = match stop {
             process::Stop::Exited(0) => Row::from_text(&page.read()),
-            other => Row::failed(name, format!("the harness itself: {other:?} {}", page.read())),
+            other => Row::failed(
+                name,
+                format!("the harness itself: {other:?} {}", page.read()),
+            ),
         };
         println!("{}", row.line());
         rows.push(row);

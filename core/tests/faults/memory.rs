@@ -94,8 +94,12 @@ pub fn operations() -> Vec<Operation> {
         })
     });
 
-    add("memory: first block, the arena grows", || takes(family(), &[], 64));
-    add("memory: growth by a long run", || takes(family(), &[64], 1_600_000));
+    add("memory: first block, the arena grows", || {
+        takes(family(), &[], 64)
+    });
+    add("memory: growth by a long run", || {
+        takes(family(), &[64], 1_600_000)
+    });
     add("memory: block of 64", || takes(family(), &[64], 64));
     add("memory: block of 128", || takes(family(), &[128], 128));
     add("memory: block of 256", || takes(family(), &[256], 256));
@@ -106,7 +110,9 @@ pub fn operations() -> Vec<Operation> {
     add("memory: block of 8192", || takes(family(), &[8192], 8192));
     add("memory: a new slab", || takes(family(), &[128], 8192));
     add("memory: run, cold", || takes(family(), &[64], 20_000));
-    add("memory: run, warm", || takes(family(), &[64, 70_000], 20_000));
+    add("memory: run, warm", || {
+        takes(family(), &[64, 70_000], 20_000)
+    });
     add("memory: run, joining free ones", || {
         let family = family();
         Scene::new(family).victim(move || {
@@ -117,18 +123,28 @@ pub fn operations() -> Vec<Operation> {
             }
         })
     });
-    add("memory: free a block, others in the slab", || frees(family(), &[64], 64));
-    add("memory: free the last block of a slab", || frees(family(), &[], 8192));
+    add("memory: free a block, others in the slab", || {
+        frees(family(), &[64], 64)
+    });
+    add("memory: free the last block of a slab", || {
+        frees(family(), &[], 8192)
+    });
     add("memory: free the last block, pages back", || {
         frees(family_keeping(0), &[], 8192)
     });
-    add("memory: free another's block", || frees_remote(family(), 64, false));
-    add("memory: free another's last block", || frees_remote(family(), 8192, true));
+    add("memory: free another's block", || {
+        frees_remote(family(), 64, false)
+    });
+    add("memory: free another's last block", || {
+        frees_remote(family(), 8192, true)
+    });
     add("memory: free another's last block, pages back", || {
         frees_remote(family_keeping(0), 8192, true)
     });
     add("memory: free a run, warm", || frees(family(), &[], 20_000));
-    add("memory: free a run, pages back", || frees(family_keeping(0), &[], 20_000));
+    add("memory: free a run, pages back", || {
+        frees(family_keeping(0), &[], 20_000)
+    });
     add("memory: trim, retiring slabs", || {
         let family = family();
         Scene::new(family).victim(move || {

@@ -139,7 +139,9 @@ pub fn stay_on_one_processor(number: usize) {
     unsafe {
         let mut set = std::mem::zeroed::<libc::cpu_set_t>();
         libc::sched_getaffinity(0, size_of_val(&set), &raw mut set);
-        let ours: Vec<usize> = (0..1024).filter(|cpu| libc::CPU_ISSET(*cpu, &set)).collect();
+        let ours: Vec<usize> = (0..1024)
+            .filter(|cpu| libc::CPU_ISSET(*cpu, &set))
+            .collect();
         libc::CPU_ZERO(&mut set);
         libc::CPU_SET(ours[number % ours.len()], &mut set);
         libc::sched_setaffinity(0, size_of_val(&set), &raw const set);

@@ -4,7 +4,7 @@ use crate::arch;
 use crate::arena::{self, Looker};
 use crate::page::{Page, Word};
 use crate::process::{self, Process, Stop};
-use crate::scene::{Operation, Scene, Survivor};
+use crate::scene::{Operation, Scene, Survivor, Way};
 use procession_core::{Family, testing};
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -29,7 +29,11 @@ pub struct Extent {
 
 impl Extent {
     pub fn from_environment() -> Extent {
-        let usual = if cfg!(debug_assertions) { "short" } else { "full" };
+        let usual = if cfg!(debug_assertions) {
+            "short"
+        } else {
+            "full"
+        };
         let wanted = std::env::var("PROCESSION_FAULTS").unwrap_or_else(|_| usual.to_owned());
         let (recoveries, deaths_each, kills) = match wanted.as_str() {
             "short" => (1, 12, 2),
@@ -51,7 +55,7 @@ pub struct Row {
     pub name: String,
     steps: u64,
     states: usize,
-    /// States in which both survivors found everything right.
+    /// States in which all survivors found everything right.
     recovered: usize,
     recoveries: usize,
     /// States that were seen inside those recoveries, and deaths tried at them, and those that ended well.
@@ -91,7 +95,8 @@ pub fn prove(operation: &Operation, extent: Extent) -> Row {
     if row.failures.len() < FAILURES_MAX {
         for state in spread(row.states, extent.kills) {
             if let Err(error) = really_kill(operation, &mut row, state) {
-                row.failures.push(format!("real kill at state {state}: {error}"));
+                row.failures
+                    .push(format!("real kill at state {state}: {error}"));
             }
             if row.failures.len() >= FAILURES_MAX {
                 break;
@@ -149,16 +154,15 @@ fn prove_states(operation: &Operation, row: &mut Row) -> Result<(), String> {
     let (mut recovered, mut failures) = (0, Vec::new());
     let (steps, states) = step_through(&mut victim, scene.family, |place| {
         let mut all = true;
-        for contends in [false, true] {
+        for way in [Way::SweepsFirst, Way::WorksFirst, Way::Abandons] {
             let copy = arena::copy(scene.family);
-            if let Err(error) = survive(&scene, copy, &dead, contends) {
+            if let Err(error) = survive(&scene, copy, &dead, way) {
                 all = false;
                 failures.push(format!(
-                    "state {} (step {}, {}), {}: {error}",
+                    "state {} (step {}, {}), {way:?}: {error}",
                     place.state,
                     place.step,
                     source_line(place.program_counter),
-                    if contends { "working first" } else { "sweeping first" },
                 ));
             }
         }
@@ -166,7 +170,8 @@ fn prove_states(operation: &Operation, row: &mut Row) -> Result<(), String> {
         failures.len() < FAILURES_MAX
     })
     .map_err(|error| format!("{error} {}", page.read()))?;
-    row.points.extend(noted.read().split_whitespace().map(str::to_owned));
+    row.points
+        .extend(noted.read().split_whitespace().map(str::to_owned));
     (row.steps, row.states, row.recovered) = (steps, states, recovered);
     row.failures.extend(failures);
     Ok(())
@@ -183,7 +188,7 @@ fn noting(noted: Page, act: Box<dyn FnOnce()>) -> Box<dyn FnOnce()> {
 }
 
 /// Lets a survivor live on in a copy in which `dead` are dead; returns the outcome that it found.
-fn survive(scene: &Scene, copy: OwnedFd, dead: &[u32], contends: bool) -> Result<usize, String> {
+fn survive(scene: &Scene, copy: OwnedFd, dead: &[u32], way: Way) -> Result<usize, String> {
     let page = Page::new_shared();
     page.write("");
     page.set(Word::Killed, 1);
@@ -192,11 +197,7 @@ fn survive(scene: &Scene, copy: OwnedFd, dead: &[u32], contends: bool) -> Result
         for pid in dead {
             testing::strike(family, *pid);
         }
-        let survivor = Survivor {
-            family,
-            page,
-            contends,
-        };
+        let survivor = Survivor { family, page, way };
         survivor.check(scene) as i32
     });
     answer(survivor.wait(), page)
@@ -265,24 +266,24 @@ fn recover_and_die(
             return true;
         }
         row.inner_deaths += 1;
-        let contends = place.state % 2 == 1;
-        match survive(scene, arena::copy(family), &all_dead, contends) {
+        let way = [Way::SweepsFirst, Way::WorksFirst, Way::Abandons][place.state % 3];
+        match survive(scene, arena::copy(family), &all_dead, way) {
             Ok(_) => row.inner_recovered += 1,
             Err(error) => row.failures.push(format!(
-                "state {} (step {}, {}), then state {} of the recovery (step {}, {}), {}: {error}",
+                "state {} (step {}, {}), then state {} of the recovery (step {}, {}), {way:?}: {error}",
                 victim.state,
                 victim.step,
                 source_line(victim.program_counter),
                 place.state,
                 place.step,
                 source_line(place.program_counter),
-                if contends { "working first" } else { "sweeping first" },
             )),
         }
         row.failures.len() < FAILURES_MAX
     })?;
     row.inner_states += states;
-    row.points.extend(noted.read().split_whitespace().map(str::to_owned));
+    row.points
+        .extend(noted.read().split_whitespace().map(str::to_owned));
     Ok(())
 }
 
@@ -315,7 +316,7 @@ fn really_kill(operation: &Operation, row: &mut Row, state: usize) -> Result<(),
         let survivor = Survivor {
             family,
             page,
-            contends: true,
+            way: Way::WorksFirst,
         };
         survivor.check(&scene) as i32
     });
@@ -338,7 +339,9 @@ fn really_kill(operation: &Operation, row: &mut Row, state: usize) -> Result<(),
 fn source_line(program_counter: u64) -> String {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let program = std::env::current_exe().unwrap_or_default();
-    let base = maps.lines().find(|line| line.ends_with(&*program.to_string_lossy()));
+    let base = maps
+        .lines()
+        .find(|line| line.ends_with(&*program.to_string_lossy()));
     let base = base.and_then(|line| u64::from_str_radix(line.split_once('-')?.0, 16).ok());
     let Some(offset) = base.and_then(|base| program_counter.checked_sub(base)) else {
         return format!("{program_counter:#x}");
@@ -350,7 +353,9 @@ fn source_line(program_counter: u64) -> String {
         .output();
     match told {
         Ok(told) if told.status.success() && told.stdout.first() != Some(&b'?') => {
-            String::from_utf8_lossy(&told.stdout).trim().replace('\n', " < ")
+            String::from_utf8_lossy(&told.stdout)
+                .trim()
+                .replace('\n', " < ")
         }
         _ => format!("{offset:#x}"),
     }
@@ -421,7 +426,11 @@ impl Row {
     }
 
     pub fn line(&self) -> String {
-        let verdict = if self.failures.is_empty() { "" } else { " FAILED" };
+        let verdict = if self.failures.is_empty() {
+            ""
+        } else {
+            " FAILED"
+        };
         format!(
             "{:<44} {:>7} {:>6} {:>6}   {:>4} {:>6} {:>6} {:>6}   {:>4} {:>4} {:>4}{verdict}",
             self.name,
@@ -449,7 +458,12 @@ pub fn table(rows: &[Row]) -> String {
     for row in rows {
         let numbers = row.numbers();
         sum.iter_mut().zip(numbers).for_each(|(sum, n)| *sum += n);
-        let _ = writeln!(text, "| {} | {} |", row.name, numbers.map(|n| n.to_string()).join(" | "));
+        let _ = writeln!(
+            text,
+            "| {} | {} |",
+            row.name,
+            numbers.map(|n| n.to_string()).join(" | ")
+        );
     }
     let _ = writeln!(text, "| all | {} |", sum.map(|n| n.to_string()).join(" | "));
     text
@@ -461,10 +475,14 @@ pub fn page(table: &str, rows: &[Row], extent: Extent) -> String {
     format!(
         "# Killed at every store\n\n\
          Written by `PROCESSION_TABLE=docs/design/kill-table.md make faults`; `core/tests/faults` tells what the columns mean.\n\
-         A state counts as recovered only if both survivors, the one that sweeps first and the one that works first, found everything right.\n\
+         A state counts as recovered only if all three survivors (one sweeps first, one works first, one abandons the queues) found everything right.\n\
          Build: {} {}, {extent:?}. Failures: {failed}.\n\n{table}",
         std::env::consts::ARCH,
-        if cfg!(debug_assertions) { "debug" } else { "release" },
+        if cfg!(debug_assertions) {
+            "debug"
+        } else {
+            "release"
+        },
     )
 }
 
@@ -473,11 +491,21 @@ pub fn points_without_operation(rows: &[Row]) -> Vec<String> {
     if testing::passed().is_none() {
         return Vec::new();
     }
-    let passed: BTreeSet<&str> = rows.iter().flat_map(|row| &row.points).map(String::as_str).collect();
+    let passed: BTreeSet<&str> = rows
+        .iter()
+        .flat_map(|row| &row.points)
+        .map(String::as_str)
+        .collect();
     let mut points = BTreeSet::new();
-    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    let mut folders = vec![std::path::PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/src"
+    ))];
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("the source is here").flatten() {
+        for entry in std::fs::read_dir(folder)
+            .expect("the source is here")
+            .flatten()
+        {
             if entry.path().is_dir() {
                 folders.push(entry.path());
             } else if entry.path().extension().is_some_and(|e| e == "rs") {

@@ -1,10 +1,10 @@
 //! The queue's operations.
 
 use crate::operations::{family, family_keeping};
-use crate::process;
 use crate::page::Page;
+use crate::process;
 use crate::scene::{Operation, Scene, bytes_of, put, put_with_handles};
-use procession_core::{Deadline, Family, Handle, Message, OnDeath, Options, Outgoing, Queue, Tag, testing};
+use procession_core::{Deadline, Family, Message, OnDeath, Options, Outgoing, Queue, Tag, testing};
 use std::time::Duration;
 
 fn plain(family: &'static Family) -> Queue {
@@ -88,14 +88,23 @@ fn get_of(length: usize) -> Scene {
 
 /// As many messages of that length as a batch of the victim's has, put or got across a segment's end.
 fn batch(lengths: [usize; 3]) -> Vec<Vec<u8>> {
-    (20..).zip(lengths).map(|(number, length)| bytes_of(number, length)).collect()
+    (20..)
+        .zip(lengths)
+        .map(|(number, length)| bytes_of(number, length))
+        .collect()
 }
 
 fn put_batch(queue: &Queue, lengths: [usize; 3]) {
     let bytes = batch(lengths);
     let parts: Vec<[&[u8]; 1]> = bytes.iter().map(|bytes| [&bytes[..]]).collect();
-    let messages: Vec<_> = parts.iter().map(|parts| Outgoing::bytes(Tag::RAW, parts)).collect();
-    assert_eq!(queue.put_many(&messages, Deadline::PASSED).expect("room"), 3);
+    let messages: Vec<_> = parts
+        .iter()
+        .map(|parts| Outgoing::bytes(Tag::RAW, parts))
+        .collect();
+    assert_eq!(
+        queue.put_many(&messages, Deadline::PASSED).expect("room"),
+        3
+    );
 }
 
 /// A process that takes a message of the queue and dies with it.
@@ -104,13 +113,19 @@ fn dies_with_a_message(queue: &Queue) {
         std::mem::forget(get(queue));
         0
     });
-    assert_eq!(holder.wait(), process::Stop::Exited(0), "the holder took it");
+    assert_eq!(
+        holder.wait(),
+        process::Stop::Exited(0),
+        "the holder took it"
+    );
 }
 
 /// The victim reclaims a process that died with message 1 of the queue in its hands.
 fn reclaims(scene: Scene, queue: &Queue) -> Scene {
     dies_with_a_message(queue);
-    acts(scene, queue, |queue| testing::sweep(queue.family()).expect("a seat"))
+    acts(scene, queue, |queue| {
+        testing::sweep(queue.family()).expect("a seat")
+    })
 }
 
 /// A queue that the victim makes, gets ready, and then drops.
@@ -309,10 +324,14 @@ pub fn operations() -> Vec<Operation> {
     add("queue: done, joinable", || {
         let queue = joinable(family());
         fill(&queue, 1..3, 8);
-        with_message(one(&queue).outcomes(&[&[&[2]]]), &queue, |queue, message| {
-            queue.task_done().expect("on loan");
-            drop(message);
-        })
+        with_message(
+            one(&queue).outcomes(&[&[&[2]]]),
+            &queue,
+            |queue, message| {
+                queue.task_done().expect("on loan");
+                drop(message);
+            },
+        )
     });
     add("queue: done, redelivering", || {
         let queue = redelivering(family());
@@ -355,9 +374,10 @@ pub fn operations() -> Vec<Operation> {
         };
         let queue = with(family, options);
         fill(&queue, 1..3, 8);
-        let scene = one(&queue)
-            .queue(&letters)
-            .outcomes(&[&[&[2], &[1]]])
+        // The letters first: who takes one there meets nothing else that the victim holds.
+        let scene = one(&letters)
+            .queue(&queue)
+            .outcomes(&[&[&[1], &[2]]])
             .in_any_order();
         reclaims(scene, &queue)
     });

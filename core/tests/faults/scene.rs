@@ -2,6 +2,7 @@
 
 use crate::page::{Page, Word};
 use procession_core::{Deadline, Family, Handle, Message, Outgoing, Queue, Tag, testing};
+use std::error::Error as _;
 use std::time::Duration;
 
 /// One operation of the engine, to be killed at each of its stores.
@@ -83,8 +84,18 @@ impl Scene {
 pub struct Survivor {
     pub family: &'static Family,
     pub page: Page,
-    /// Works before it looks for the dead, and so meets what they hold; otherwise it looks for them first.
-    pub contends: bool,
+    pub way: Way,
+}
+
+/// What a survivor does after a death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// It looks for the dead before it works.
+    SweepsFirst,
+    /// It works before it looks for the dead, and so meets what they hold: it gets all, and then puts.
+    WorksFirst,
+    /// It does not touch the queues; they go with the last who held them, as the victim left them.
+    Abandons,
 }
 
 /// How long whatever must succeed at once may take.
@@ -104,49 +115,23 @@ impl Survivor {
     pub fn check(&self, scene: &Scene) -> usize {
         self.phase("taking a seat");
         testing::enter(self.family).expect("a seat");
-        if !self.contends {
+        if self.way != Way::WorksFirst {
             self.phase("first check");
             self.sound();
         }
-        self.phase("attaching");
-        let attach = |handle: &Handle| Queue::attach(self.family, *handle).expect("a living queue");
-        let queues: Vec<Queue> = scene.queues.iter().map(attach).collect();
-        let mut found = vec![Vec::new(); queues.len()];
-        for (queue, found) in queues.iter().zip(&mut found) {
-            self.phase("getting first");
-            found.extend(take(queue));
-            if !queue.is_closed() {
-                self.phase("putting");
-                put(queue, MARKER, 8);
-                self.phase("getting again");
-                found.push(number(queue, &queue.get(soon()).expect("what was put")));
+        let outcome = match self.way {
+            Way::SweepsFirst | Way::WorksFirst => self.work(scene),
+            Way::Abandons => {
+                self.wait_until_killed();
+                0
             }
-        }
-        self.wait_until_killed();
-        self.phase("second check");
-        self.sound();
-        self.phase("draining");
-        for (queue, found) in queues.iter().zip(&mut found) {
-            while let Some(number) = take(queue) {
-                found.push(number);
-            }
-            let others = queue.unfinished();
-            assert_eq!(queue.len(), 0, "a drained queue is empty");
-            found.retain(|number| *number != MARKER);
-            if queue_is_leased(scene, queue) {
-                assert_eq!(others, 0, "all that was put is done");
-            }
-        }
-        let outcome = self.outcome(scene, &found);
+        };
         if let Some(also) = &scene.also {
             self.phase("the scene's own claims");
             also(self);
         }
-        self.phase("checking the drained queues");
-        self.sound();
         self.phase("using memory");
         self.use_memory();
-        drop(queues);
         self.phase("burying all others");
         for pid in testing::pids(self.family) {
             if pid != std::process::id() {
@@ -168,6 +153,46 @@ impl Survivor {
         let slabs = usage.bytes_in_use / (64 << 10);
         assert!(slabs <= 16, "{usage:?}: more than a slab for each class");
         outcome
+    }
+
+    /// Uses the queues, checks what is in them, and empties them.
+    fn work(&self, scene: &Scene) -> usize {
+        self.phase("attaching");
+        let attach = |handle: &Handle| Queue::attach(self.family, *handle).expect("a living queue");
+        let queues: Vec<Queue> = scene.queues.iter().map(attach).collect();
+        let mut found = vec![Vec::new(); queues.len()];
+        for (queue, found) in queues.iter().zip(&mut found) {
+            self.phase("getting first");
+            found.extend(take(queue));
+            while self.way == Way::WorksFirst
+                && let Some(number) = take(queue)
+            {
+                found.push(number);
+            }
+            if !queue.is_closed() {
+                self.phase("putting");
+                put(queue, MARKER, 8);
+                self.phase("getting again");
+                found.push(number(queue, &queue.get(soon()).expect("what was put")));
+            }
+        }
+        self.wait_until_killed();
+        self.phase("second check");
+        self.sound();
+        self.phase("draining");
+        for (queue, found) in queues.iter().zip(&mut found) {
+            while let Some(number) = take(queue) {
+                found.push(number);
+            }
+            assert_eq!(queue.len(), 0, "a drained queue is empty");
+            found.retain(|number| *number != MARKER);
+            if is_joinable(queue) {
+                assert_eq!(queue.unfinished(), 0, "all that was put is done");
+            }
+        }
+        self.phase("checking the drained queues");
+        self.sound();
+        self.outcome(scene, &found)
     }
 
     fn outcome(&self, scene: &Scene, found: &[Vec<u32>]) -> usize {
@@ -192,10 +217,23 @@ impl Survivor {
         assert_eq!(findings.faults, Vec::<String>::new());
     }
 
-    /// Takes and gives back a block of each kind, written from end to end.
+    /// Takes and gives back a block of each kind, and then all memory that there is.
     fn use_memory(&self) {
-        let sizes = [1, 100, 250, 500, 1000, 2000, 4000, 8000, 20_000, 70_000];
-        let blocks = sizes.map(|size| testing::allocate(self.family, size).expect("memory"));
+        let take = |length| testing::allocate(self.family, length);
+        let sizes = [1, 100, 250, 500, 1000, 2000, 4000, 8000, 20_000];
+        let mut blocks: Vec<u64> = sizes.map(|size| take(size).expect("memory")).into();
+        loop {
+            match take(70_000) {
+                Ok(offset) => blocks.push(offset),
+                Err(procession_core::Error::Exhausted { .. }) => break,
+                Err(error) => panic!("memory ended with {error}: {:?}", error.source()),
+            }
+        }
+        let usage = self.family.usage();
+        assert_eq!(
+            usage.bytes_grown, usage.bytes_max,
+            "the arena grew as far as it may"
+        );
         for offset in blocks {
             testing::free(self.family, offset).expect("a seat");
         }
@@ -210,8 +248,8 @@ impl Survivor {
     }
 }
 
-fn queue_is_leased(scene: &Scene, queue: &Queue) -> bool {
-    let _ = scene;
+/// Whether the queue counts what is done. Its door does not tell, but its description does.
+fn is_joinable(queue: &Queue) -> bool {
     format!("{queue:?}").contains("unfinished")
 }
 
@@ -252,7 +290,9 @@ pub fn put_with_handles(queue: &Queue, number: u32, length: usize, handles: &[Ha
         parts: &[&bytes],
         handles,
     };
-    queue.put_message(outgoing, soon()).expect("a message is put");
+    queue
+        .put_message(outgoing, soon())
+        .expect("a message is put");
 }
 
 /// The number of a whole message; done, if it is on loan.
