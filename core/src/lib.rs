@@ -25,6 +25,8 @@ pub mod queue;
 pub mod shared;
 pub mod sync;
 mod sys;
+#[doc(hidden)]
+pub mod testing;
 
 pub use deadline::Deadline;
 pub use error::{Error, Result};

@@ -185,6 +185,15 @@ impl Family {
         });
     }
 
+    /// Ends the calling thread's seat before the thread ends.
+    pub(crate) fn give_up_seat(&'static self) {
+        let _ = SEATS.try_with(|seats| {
+            seats
+                .borrow_mut()
+                .retain(|seat| !std::ptr::eq(seat.family, self));
+        });
+    }
+
     /// Gives up the calling thread's place, at the end of the thread.
     pub(crate) fn leave(&'static self, me: Me, holds_locks: bool) {
         LAST.set((std::ptr::null(), 0, Me::NOBODY));

@@ -392,7 +392,13 @@ fn storm_of_kills_on_a_pool() {
     const JOBS: usize = 3000;
     let family = family();
     // Kills that meet three newcomers in a row are no broken start here.
-    let pool = Kept::new(family, Options { start_failures_max: 1000, ..options(4) });
+    let pool = Kept::new(
+        family,
+        Options {
+            start_failures_max: 1000,
+            ..options(4)
+        },
+    );
     let mut random = Random::new("storm_of_kills_on_a_pool");
     let retries = JobOptions {
         retries: 1_000_000,
