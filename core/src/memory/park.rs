@@ -7,11 +7,22 @@
 use super::family::Family;
 use crate::deadline::Deadline;
 use crate::sys::{futex, machine};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long a sleeper trusts to be woken.
-pub(crate) const BELT: Duration = Duration::from_secs(1);
+const BELT: Duration = Duration::from_secs(1);
+
+/// [`BELT`]; `PROCESSION_BELT` sets another number of seconds, for tests that must see a lost wake-up.
+fn belt() -> Duration {
+    static SECONDS: OnceLock<Duration> = OnceLock::new();
+    *SECONDS.get_or_init(|| {
+        let set = std::env::var("PROCESSION_BELT").ok();
+        let seconds = set.and_then(|text| text.parse().ok());
+        seconds.map_or(BELT, Duration::from_secs)
+    })
+}
 
 /// How often a sleeper looks after a life that the kernel does not tell it about.
 pub(crate) const RECHECK: Duration = Duration::from_millis(20);
@@ -35,8 +46,7 @@ pub(crate) fn park(
     watch: Watch<'_>,
     deadline: Deadline,
 ) -> futex::Wake {
-    let belt = Deadline::after(BELT);
-    let until = deadline.min(belt);
+    let until = deadline.min(Deadline::after(belt()));
     let wake = match watch {
         Watch::Nobody => futex::wait(word, expected, until),
         Watch::Thread(slot) => {

@@ -166,12 +166,13 @@ impl Random {
     }
 }
 
-/// Runs the tests of this program whose names contain `filter` once more in a process of its own, with a variable set.
+/// Runs the tests of this program whose names contain one of `filters` once more in a process of its own, with a variable set.
 #[track_caller]
-pub(crate) fn run_again(filter: &str, skip: &str, variable: &str, value: &str) {
+pub(crate) fn run_again(filters: &[&str], skip: &str, variable: &str, value: &str) {
     let program = std::env::current_exe().expect("a path of the tests");
     let output = std::process::Command::new(program)
-        .args([filter, "--skip", skip])
+        .args(filters)
+        .args(["--skip", skip])
         .env(variable, value)
         .output()
         .expect("the tests run");

@@ -28,8 +28,29 @@ fn is_asleep(child: &Child) -> bool {
 }
 
 #[test]
-fn everything_holds_without_futex_waitv() {
-    run_again("sync::", "without_futex_waitv", "PROCESSION_NO_WAITV", "1");
+fn run_again_everything_holds_without_futex_waitv() {
+    run_again(&["sync::"], "run_again", "PROCESSION_NO_WAITV", "1");
+}
+
+/// Of what the belt repairs, only a wake-up that died with who was woken may need it.
+#[test]
+fn run_again_no_wake_up_waits_for_the_belt() {
+    let prompt = [
+        "one_process_at_a_time",
+        "a_waiter_wakes_when",
+        "recursive",
+        "as_many",
+        "are_permits",
+        "a_robust_semaphore_gives",
+        "between_unlock_and_sleep",
+        "passes_over",
+        "an_event_lets",
+        "a_pulse",
+        "before_all_are_there",
+        "meet_in_turns",
+        "breaks_the_barrier",
+    ];
+    run_again(&prompt, "run_again", "PROCESSION_BELT", "3600");
 }
 
 // Locks.
@@ -807,7 +828,7 @@ fn a_signal_interrupts_a_wait_which_can_be_continued() {
 
 #[test]
 fn guarded_bytes_are_never_torn_by_a_death() {
-    const LENGTH: usize = 1000;
+    const LENGTH: usize = 100_000;
     let family = family();
     let guarded = Guarded::create(family, LENGTH as u64).unwrap();
     let mut random = Random::new();
