@@ -320,6 +320,7 @@ impl Family {
             local: AtomicPtr::new(std::ptr::null_mut()),
             creating: Mutex::new(()),
         }));
+        super::park::prepare();
         FAMILIES.get_or_init(install).lock().push(family);
         Ok(family)
     }

@@ -27,6 +27,14 @@ fn belt() -> Duration {
 /// How often a sleeper looks after a life that the kernel does not tell it about.
 pub(crate) const RECHECK: Duration = Duration::from_millis(20);
 
+/// Asks what this room must know of the machine, once, before anybody of a family can fork: a fork in the middle of
+/// another thread's asking would leave the child waiting for that thread, which it does not have.
+pub(crate) fn prepare() {
+    belt();
+    machine::may_spin();
+    futex::has_waitv();
+}
+
 /// Whose death must wake the sleeper.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Watch<'a> {
