@@ -5,3 +5,5 @@ mod process;
 mod queue;
 mod support;
 mod support_process;
+mod support_sync;
+mod sync;
