@@ -46,10 +46,10 @@ static KINDS: [Kind; 13] = [
     sync::event::KIND,
     sync::barrier::KIND,
     queue::ring::KIND,
-    Kind::plain("pipe"),
+    connection::pipe::KIND,
     shared::cell::KIND,
     shared::guarded::KIND,
-    Kind::plain("descriptor"),
+    connection::locker::KIND,
     pool::board::KIND,
 ];
 

@@ -259,6 +259,16 @@ pub(crate) fn lease_place(family: &Family, offset: u64, owner: Owner, capacity: 
     offset + object::references_length(object::read_count(family, offset, capacity) as usize)
 }
 
+/// The handle that stands in a block after its list of handles: that of a leased block's queue, of a pipe.
+pub(crate) fn named_after(family: &Family, offset: u64) -> Handle {
+    let named = family.block_at(offset).and_then(|(block, owner)| {
+        let place = lease_place(family, offset, owner, block.capacity);
+        let word = family.region().view::<AtomicU64>(place)?;
+        Ok(word.load(Ordering::Acquire))
+    });
+    Handle::from_bits(named.unwrap_or(0))
+}
+
 fn free_blocks(family: &'static Family, me: Me, process: u32) {
     let mut doomed = Vec::new();
     for (offset, word) in owned_by(family, process, State::Private) {
@@ -277,8 +287,15 @@ fn free_blocks(family: &'static Family, me: Me, process: u32) {
     object::destroy_all(family, me, doomed);
 }
 
-/// The blocks, small and large, that a process owns in the given state.
+/// The blocks that a process owns in the given state.
 fn owned_by(family: &'static Family, process: u32, state: State) -> Vec<(u64, &'static AtomicU64)> {
+    let mut found = in_state(family, state);
+    found.retain(|(_, word)| Owner::unpack(word.load(Ordering::Acquire)).process == process);
+    found
+}
+
+/// The blocks, small and large, in the given state, with their owner words.
+pub(crate) fn in_state(family: &'static Family, state: State) -> Vec<(u64, &'static AtomicU64)> {
     let mut found = Vec::new();
     for (unit, owner) in runs::walk(family) {
         if owner.state == State::Slab {
@@ -287,9 +304,9 @@ fn owned_by(family: &'static Family, process: u32, state: State) -> Vec<(u64, &'
             };
             found.extend(blocks.filter(|(_, word)| {
                 let owner = Owner::unpack(word.load(Ordering::Acquire));
-                owner.state == state && owner.process == process
+                owner.state == state
             }));
-        } else if owner.state == state && owner.process == process {
+        } else if owner.state == state {
             found.push((family.unit_offset(unit), &family.units()[unit as usize]));
         }
     }

@@ -1,5 +1,6 @@
 //! The engine with real processes and real kills.
 
+mod connection;
 mod pool;
 mod process;
 mod queue;
