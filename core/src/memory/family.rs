@@ -327,6 +327,7 @@ impl Family {
             creating: Mutex::new(()),
             locker: OnceLock::new(),
         }));
+        super::park::prepare();
         FAMILIES.get_or_init(install).lock().push(family);
         Ok(family)
     }
@@ -363,6 +364,11 @@ impl Family {
         let local = self.set_local(process, inherited);
         drop(guard);
         super::object::attach_inherited(self, local)?;
+        // The lowest free slot is ours: with so few left it is time to look whether those below live. Once there is none
+        // it would be too late, for who sweeps needs a seat.
+        if process as usize >= self.processes.len() * 3 / 4 {
+            self.sweep(self.me()?);
+        }
         Ok(local)
     }
 

@@ -9,8 +9,10 @@ use super::block::{self, Owner, State};
 use super::family::{Family, Me};
 use super::latch::Acquired;
 use super::object::{self, Handle};
+use super::park::{self, Watch};
 use super::slots::{ProcState, ProcWord, ThreadState, ThreadWord};
 use super::{recover, runs, slabs};
+use crate::deadline::Deadline;
 use crate::fault;
 use crate::sys::token::Life;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,8 +91,8 @@ impl Family {
         won
     }
 
-    /// Frees what a dead process owned; nothing if it lives.
-    fn reclaim(&'static self, me: Me, index: u32) {
+    /// Frees what a dead process owned; nothing if it lives. The caller holds no latch.
+    pub(crate) fn reclaim(&'static self, me: Me, index: u32) {
         let latch = &self.header().reclaim;
         match latch.enter(self, me) {
             // Nothing is half done that is not done again below.
@@ -124,8 +126,11 @@ fn reclaim_in_turn(family: &'static Family, me: Me, index: u32) {
         }
     }
     give_up_embryos(family, me, index);
-    settle_lingering(family, index);
+    settle_threads(family, index);
     tear_down_again(family, me, index);
+    object::forget_process(family, me, index);
+    // DEATH: the objects' books are right again and still hold its bits; they forget it a second time.
+    fault::point("reclaim.forgotten");
     let mut doomed = Vec::new();
     object::with_lifetime(family, me, || {
         object::release_owner(family, me, index, &mut doomed)
@@ -174,17 +179,25 @@ fn give_up_embryos(family: &'static Family, me: Me, parent: u32) {
     }
 }
 
-/// Slots that threads of the process kept for their locks when they ended: nobody will release those now.
-fn settle_lingering(family: &Family, process: u32) {
+/// Recovers all threads of a dead process, also those that ended in peace and kept their slots for locks.
+fn settle_threads(family: &Family, process: u32) {
     for (index, slot) in family.threads().iter().enumerate() {
-        let found = ThreadWord::unpack(slot.state.load(Ordering::Acquire));
-        if found.state == ThreadState::Lingering && found.process == process {
+        loop {
+            let found = ThreadWord::unpack(slot.state.load(Ordering::Acquire));
+            if found.state == ThreadState::Free || found.process != process {
+                break;
+            }
             match slot.token.probe() {
-                Life::Held => {}
                 Life::Died => recover::recover(family, index as u32),
                 Life::Free => {
                     recover::settle(family, index as u32);
                     slot.token.release();
+                }
+                // Someone looks at it, or recovers it just now. Should he die over it, the token comes to us.
+                Life::Held => {
+                    let held = slot.token.word().load(Ordering::Acquire);
+                    let moment = Deadline::after(park::RECHECK);
+                    park::park(family, slot.token.word(), held, Watch::Nobody, moment);
                 }
             }
         }
