@@ -5,6 +5,7 @@
 //!
 //! This room knows nothing of objects: it carries bytes, a tag that says what they are, and handles.
 
+mod doorbell;
 pub(crate) mod message;
 pub(crate) mod ring;
 
@@ -12,10 +13,12 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::memory::family::{Family, Me};
 use crate::memory::object::Handle;
+use crate::tag::Tag;
+pub use message::Message;
 use message::{Held, Prepared};
-pub use message::{Message, Tag};
 use ring::Ring;
 use std::any::Any;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// What becomes of a message whose holder died before it was done with it.
@@ -292,6 +295,15 @@ impl Queue {
     /// Whether it was closed.
     pub fn is_closed(&self) -> bool {
         self.ring.is_closed()
+    }
+
+    /// A descriptor that polls readable while messages are inside, or the queue is closed: for event loops.
+    ///
+    /// It is made for the whole family at the first call; from then on each put costs a system call. Poll it, then
+    /// [`Queue::get`] with [`Deadline::PASSED`] until that times out: the descriptor may be readable for nothing.
+    /// Fails with [`Error::Exhausted`] when 256 descriptors wait in the family's locker.
+    pub fn doorbell(&self) -> Result<BorrowedFd<'_>> {
+        self.ring.doorbell(self.family().me()?)
     }
 
     /// How many messages are inside, exactly.
