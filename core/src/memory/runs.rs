@@ -11,6 +11,7 @@ use super::block::{Owner, State};
 use super::family::{Family, Me};
 use super::latch::Acquired;
 use super::layout::UNIT;
+use super::slabs;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::sys::memory;
@@ -105,10 +106,7 @@ fn join(family: &Family, unit: u64) -> Owner {
             } else {
                 follower.units
             };
-            family
-                .header()
-                .warm
-                .fetch_sub(u64::from(warm), Ordering::Relaxed);
+            cool_down(family, u64::from(warm));
             owner.state = State::Free;
         }
         owner.units += follower.units;
@@ -137,7 +135,7 @@ fn split(family: &Family, me: Me, unit: u64, owner: Owner, units: u64) {
     // DEATH: the rest's head is written where no walk comes by yet; the run is still one and free.
     fault::point("runs.split");
     if owner.state == State::Warm {
-        family.header().warm.fetch_sub(units, Ordering::Relaxed);
+        cool_down(family, units);
     }
     let taken = Owner {
         state: State::Private,
@@ -187,13 +185,11 @@ fn grow(family: &'static Family, units: u64) -> Result<(u64, Owner)> {
 pub(crate) fn free(family: &Family, unit: u64) {
     let owner = read(family, unit);
     let length = u64::from(owner.units);
-    let header = family.header();
-    let warm = header.warm.fetch_add(length, Ordering::Relaxed) + length;
-    if warm <= header.keep_warm.load(Ordering::Relaxed) {
+    if warm_up(family, length) {
         set(family, unit, State::Warm);
         return;
     }
-    header.warm.fetch_sub(length, Ordering::Relaxed);
+    cool_down(family, length);
     // DEATH: the pages are gone and the run is still the dead process's; reclaim gives it back.
     memory::give_back(
         family.region().fd(),
@@ -204,11 +200,26 @@ pub(crate) fn free(family: &Family, unit: u64) {
     set(family, unit, State::Free);
 }
 
+/// Counts units as free with their pages kept; false if that is more than the family keeps.
+pub(crate) fn warm_up(family: &Family, units: u64) -> bool {
+    let header = family.header();
+    let before = header.warm.fetch_add(units, Ordering::Relaxed);
+    // The count drifts, also below zero: it is a hint.
+    before.wrapping_add(units) as i64 <= header.keep_warm.load(Ordering::Relaxed) as i64
+}
+
+/// Takes back [`warm_up`].
+pub(crate) fn cool_down(family: &Family, units: u64) {
+    family.header().warm.fetch_sub(units, Ordering::Relaxed);
+}
+
 /// Counts the warm units anew: deaths between two stores make the count drift.
 pub(crate) fn count_warm(family: &Family) {
-    let warm = walk(family)
-        .filter(|(_, owner)| owner.state == State::Warm)
-        .map(|(_, owner)| u64::from(owner.units));
+    let warm = walk(family).map(|(first, owner)| match owner.state {
+        State::Warm => u64::from(owner.units),
+        State::Slab if slabs::is_idle(family, first) => u64::from(owner.units),
+        _ => 0,
+    });
     family.header().warm.store(warm.sum(), Ordering::Relaxed);
 }
 
