@@ -13,6 +13,10 @@
 //! `PROCESSION_FAULTS` says how much: `short` (what `make test` does), `full` (`make faults`), `long` (all states inside
 //! every recovery, and a real kill at every state). An argument runs the operations whose name contains it.
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
+#![expect(
+    unreachable_pub,
+    reason = "a program: nothing of it is reachable from elsewhere"
+)]
 
 mod arch;
 mod arena;

@@ -12,6 +12,9 @@ pub struct Operation {
     pub scene: fn() -> Scene,
 }
 
+/// Something that a scene claims of what the survivor sees.
+type Claim = Box<dyn Fn(&Survivor)>;
+
 /// A family, what is in it, what the victim does, and what may be true afterwards.
 pub struct Scene {
     pub family: &'static Family,
@@ -24,7 +27,7 @@ pub struct Scene {
     /// Runs in the victim: gets ready, and returns the operation.
     pub ready: Box<dyn Fn() -> Box<dyn FnOnce()>>,
     /// Further claims about the survivor's view.
-    pub also: Option<Box<dyn Fn(&Survivor)>>,
+    pub also: Option<Claim>,
     /// What must stay alive in the process that made the scene.
     pub kept: Vec<Box<dyn std::any::Any>>,
     /// Processes that died before the operation.
@@ -74,6 +77,7 @@ impl Scene {
         self
     }
 
+    #[allow(dead_code, reason = "for scenes with other things than queues")]
     pub fn also(mut self, claim: impl Fn(&Survivor) + 'static) -> Scene {
         self.also = Some(Box::new(claim));
         self
@@ -298,7 +302,7 @@ pub fn put(queue: &Queue, number: u32, length: usize) {
         .expect("a message is put");
 }
 
-/// The bytes of message `number`: its number, its length, zeros, and a last byte that is none.
+/// The bytes of message `number`: its number, its length, zeros, and a last byte that is not.
 pub fn bytes_of(number: u32, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     bytes[..4].copy_from_slice(&number.to_le_bytes());
