@@ -357,7 +357,6 @@ impl Family {
         // A fork that nobody announced: the child is a process of its own, with the parent's attachments.
         let parent = before.map(|local| local.process);
         let process = self.claim_process(ProcState::Alive, parent)?;
-        self.describe_process(process);
         let inherited = before
             .map(|local| local.attachments.lock().inherit())
             .unwrap_or_default();

@@ -6,13 +6,21 @@
 //! - *states*: what the arena looks like after each instruction, counted once each. At each of them the victim is dead
 //!   in three copies of the arena, and a survivor lives on in each: one looks for the dead first, one works first, one
 //!   leaves the queues as they are, to be destroyed so.
-//! - *inside recovery*: at some of these states the survivor's recovery is stepped too, and dies as well at each of its
-//!   states; a third process lives on.
+//! - *inside recovery*: at some of these states a recoverer is stepped too, and dies as well, at each of its first states
+//!   and then at fewer and fewer; a third process lives on.
 //! - *real kills*: at some states the victim really dies by SIGKILL, with a survivor at work or waiting in the arena.
+//! - *pauses*: at the same states the victim only stands still and goes on later: nobody may take it for dead.
+//!
+//! A build with debug assertions also looks that every `fault::point` of the core's source is passed by some operation.
+//! Not seen: stores that change nothing, more than one thread in a victim, a machine that runs out of memory.
 //!
 //! `PROCESSION_FAULTS` says how much: `short` (what `make test` does), `full` (`make faults`), `long` (all states inside
 //! every recovery, and a real kill at every state). An argument runs the operations whose name contains it.
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
+#![expect(
+    unreachable_pub,
+    reason = "a program: nothing of it is reachable from elsewhere"
+)]
 
 mod arch;
 mod arena;

@@ -18,7 +18,7 @@ pub fn family() -> &'static Family {
 pub fn family_keeping(warm: u64) -> &'static Family {
     procession_core::family()
         .name("faults")
-        .memory_max(3 << 20)
+        .memory_max(5 << 19)
         .reserve(4 << 20)
         .processes_max(8)
         .threads_max(8)

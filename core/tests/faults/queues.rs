@@ -200,7 +200,7 @@ pub fn operations() -> Vec<Operation> {
         let handle = other.handle();
         let scene = one(&queue).keep(other).outcomes(&[&[&[]], &[&[1]]]);
         acts(scene, &queue, move |queue| {
-            put_with_handles(queue, 1, 8, &[handle, queue.handle()])
+            put_with_handles(queue, 1, 8, &[handle, handle])
         })
     });
     add("queue: put with the only hold on a queue", || {
