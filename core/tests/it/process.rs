@@ -220,8 +220,10 @@ fn a_family_without_a_free_slot_says_so() {
     let children = [(); 2].map(|()| fork(family, &Start::new(Method::Fork), wait).unwrap());
     let error = fork(family, &Start::new(Method::Fork), || 0).unwrap_err();
     assert_eq!(error.to_string(), "process slots exhausted: the limit is 3");
-    for child in children {
+    for _ in &children {
         near.send(Tag::RAW, &[], watchdog()).unwrap();
+    }
+    for child in children {
         assert!(child.join(watchdog()).unwrap().is_success());
     }
     assert_eq!(
