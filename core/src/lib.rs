@@ -4,26 +4,32 @@
 //!
 //! - `sys`: the kernel, and nothing else talks to it.
 //! - `memory`: what a [`Family`] of processes shares, and what becomes of it when one of them dies.
-//! - `queue`: messages in order, many writers and many readers.
+//! - [`queue`]: messages in order, many writers and many readers.
+//! - [`connection`]: pipes between two processes, and waiting for descriptors.
+//! - [`process`]: starting processes, and what becomes of them.
+//! - [`pool`]: workers that take jobs, one of whom may die at any moment.
 //!
 //! The engine starts no thread, installs no signal handler and prints nothing. It moves bytes and never asks what they
 //! mean; a face (the crate `procession`, the Python package) gives them meaning.
 
+pub mod connection;
 pub mod deadline;
 pub mod error;
 mod fault;
 mod memory;
-mod queue;
+pub mod pool;
+pub mod process;
+pub mod queue;
 mod sys;
 
 pub use deadline::Deadline;
 pub use error::{Error, Result};
-pub use memory::{Builder, Family, Findings, Handle, Usage};
+pub use memory::{Builder, Family, Findings, Handle, Parcel, Usage};
 pub use queue::{Message, OnDeath, Options, Outgoing, Queue, Tag};
 pub use sys::machine::processors;
 
 /// The kinds of objects, by number. The order is part of the arena's layout.
-static KINDS: [memory::object::Kind; 8] = [
+static KINDS: [memory::object::Kind; 13] = [
     memory::object::KIND,
     memory::object::KIND,
     memory::object::KIND,
@@ -32,6 +38,11 @@ static KINDS: [memory::object::Kind; 8] = [
     memory::object::KIND,
     memory::object::KIND,
     queue::ring::KIND,
+    memory::object::KIND,
+    memory::object::KIND,
+    memory::object::KIND,
+    memory::object::KIND,
+    pool::board::KIND,
 ];
 
 /// Begins a new family, with the calling process as its root.

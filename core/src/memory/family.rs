@@ -281,22 +281,18 @@ fn from_environment(name: &'static str) -> Result<Option<u64>> {
 }
 
 impl Family {
-    /// Joins a family by its arena's descriptor, as a child does that was spawned into it.
-    pub(crate) fn attach(
-        fd: OwnedFd,
-        kinds: &'static [Kind],
-        slot: Option<u32>,
-    ) -> Result<&'static Family> {
+    /// Joins a family by its arena's descriptor.
+    pub(crate) fn attach(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
+        let family = Family::open_for_child(fd, kinds)?;
+        family.local_state()?;
+        Ok(family)
+    }
+
+    /// Opens a family by its arena's descriptor, for a child that goes on to [`Family::take_embryo`].
+    pub(crate) fn open_for_child(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
         let (length, reserve) = offset::inspect(fd.as_fd())?;
         let region: &'static Region = Box::leak(Box::new(Region::new(fd, length, reserve)?));
-        let family = Family::open(region, kinds)?;
-        match slot {
-            Some(slot) => family.take_embryo(slot)?,
-            None => {
-                family.local_state()?;
-            }
-        }
-        Ok(family)
+        Family::open(region, kinds)
     }
 
     fn open(region: &'static Region, kinds: &'static [Kind]) -> Result<&'static Family> {
@@ -364,20 +360,31 @@ impl Family {
     }
 
     /// In a child that its parent prepared a slot for: moves in.
-    pub(crate) fn take_embryo(&'static self, slot: u32) -> Result<()> {
+    pub(crate) fn take_embryo(&'static self, slot: u32, generation: u32) -> Result<()> {
+        if slot as usize >= self.processes.len() {
+            return Err(Error::Misuse {
+                action: "take up a process slot",
+                why: "the family has no slot of this number",
+            });
+        }
         let inherited = self
             .previous_local()
             .map(|local| local.attachments.lock().inherit())
             .unwrap_or_default();
-        self.describe_process(slot);
-        if !reclaim::hatch(self, slot) {
+        // The seat comes first: a process with a living thread is not taken for dead while its slot says nothing of it.
+        let me = self.claim_thread(slot)?;
+        if !reclaim::hatch(self, slot, generation) {
+            self.leave(me, false);
             return Err(Error::Misuse {
                 action: "take up a process slot",
-                why: "the parent died before this child began",
+                why: "the parent died or gave this child up before it began",
             });
         }
-        self.set_local(slot, inherited);
-        Ok(())
+        self.describe_process(slot);
+        let local = self.set_local(slot, inherited);
+        self.sit(me);
+        // The parent set these bits before the fork; what it attached to since then is seen here.
+        super::object::attach_inherited(self, local)
     }
 
     #[expect(unsafe_code, reason = "reads a pointer that is never freed")]

@@ -15,8 +15,8 @@ use crate::fault;
 use crate::sys::token::Life;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A child moves into the slot that its parent prepared; false if the parent is dead and the slot given up.
-pub(crate) fn hatch(family: &Family, index: u32) -> bool {
+/// A child moves into the slot that its parent prepared; false if the slot was given up, and perhaps another's by now.
+pub(crate) fn hatch(family: &Family, index: u32, generation: u32) -> bool {
     let slot = family.process(index);
     let word = slot.state.load(Ordering::Acquire);
     let found = ProcWord::unpack(word);
@@ -25,6 +25,7 @@ pub(crate) fn hatch(family: &Family, index: u32) -> bool {
         ..found
     };
     found.state == ProcState::Embryo
+        && found.generation == generation
         && found.parent.is_some()
         && slot
             .state
@@ -61,6 +62,31 @@ impl Family {
             slot.ended.store(1, Ordering::Release);
             self.reclaim(me, index);
         }
+    }
+
+    /// Gives up a slot that was prepared for a child, with all that was laid into it; false if the child has moved in.
+    ///
+    /// After `true` no child can move in any more. The caller holds no latch.
+    pub(crate) fn give_up(&'static self, me: Me, index: u32, generation: u32) -> bool {
+        let slot = self.process(index);
+        let word = slot.state.load(Ordering::Acquire);
+        let found = ProcWord::unpack(word);
+        let given_up = ProcWord {
+            parent: None,
+            ..found
+        };
+        // DEATH: given up and not freed: the next sweep frees it.
+        let won = found.state == ProcState::Embryo
+            && found.generation == generation
+            && slot
+                .state
+                .compare_exchange(word, given_up.pack(), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok();
+        if won {
+            fault::point("embryo.given_up");
+            self.bury(me, index, generation);
+        }
+        won
     }
 
     /// Frees what a dead process owned; nothing if it lives.

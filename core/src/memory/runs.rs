@@ -105,10 +105,7 @@ fn join(family: &Family, unit: u64) -> Owner {
             } else {
                 follower.units
             };
-            family
-                .header()
-                .warm
-                .fetch_sub(u64::from(warm), Ordering::Relaxed);
+            cool(family, u64::from(warm));
             owner.state = State::Free;
         }
         owner.units += follower.units;
@@ -137,7 +134,7 @@ fn split(family: &Family, me: Me, unit: u64, owner: Owner, units: u64) {
     // DEATH: the rest's head is written where no walk comes by yet; the run is still one and free.
     fault::point("runs.split");
     if owner.state == State::Warm {
-        family.header().warm.fetch_sub(units, Ordering::Relaxed);
+        cool(family, units);
     }
     let taken = Owner {
         state: State::Private,
@@ -187,13 +184,11 @@ fn grow(family: &'static Family, units: u64) -> Result<(u64, Owner)> {
 pub(crate) fn free(family: &Family, unit: u64) {
     let owner = read(family, unit);
     let length = u64::from(owner.units);
-    let header = family.header();
-    let warm = header.warm.fetch_add(length, Ordering::Relaxed) + length;
-    if warm <= header.keep_warm.load(Ordering::Relaxed) {
+    if warm(family, length) {
         set(family, unit, State::Warm);
         return;
     }
-    header.warm.fetch_sub(length, Ordering::Relaxed);
+    cool(family, length);
     // DEATH: the pages are gone and the run is still the dead process's; reclaim gives it back.
     memory::give_back(
         family.region().fd(),
@@ -204,10 +199,29 @@ pub(crate) fn free(family: &Family, unit: u64) {
     set(family, unit, State::Free);
 }
 
-/// Counts the warm units anew: deaths between two stores make the count drift.
+/// Counts units as warm; says whether so many may stay so.
+pub(crate) fn warm(family: &Family, units: u64) -> bool {
+    let header = family.header();
+    let before = header.warm.fetch_add(units, Ordering::Relaxed);
+    before.saturating_add(units) <= header.keep_warm.load(Ordering::Relaxed)
+}
+
+/// Counts units as warm no more. The count is a hint that may have drifted: it stops at zero.
+pub(crate) fn cool(family: &Family, units: u64) {
+    let warm = &family.header().warm;
+    let _ = warm.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |warm| {
+        Some(warm.saturating_sub(units))
+    });
+}
+
+/// Counts the warm units anew, free runs and idle slabs: deaths between two stores make the count drift.
 pub(crate) fn count_warm(family: &Family) {
     let warm = walk(family)
-        .filter(|(_, owner)| owner.state == State::Warm)
+        .filter(|(unit, owner)| match owner.state {
+            State::Warm => true,
+            State::Slab => super::slabs::is_idle(family, *unit),
+            _ => false,
+        })
         .map(|(_, owner)| u64::from(owner.units));
     family.header().warm.store(warm.sum(), Ordering::Relaxed);
 }

@@ -1,0 +1,2 @@
+//! Pipes between two processes, and waiting for descriptors.
+pub(crate) mod locker;

@@ -1,0 +1,136 @@
+//! What tests with processes of their own need.
+
+use procession_core::process::{Child, Method, Role, Start, Started, Stdio, bootstrap, start};
+use procession_core::{Deadline, Family, Result};
+use std::ffi::OsString;
+use std::fs;
+use std::process::{Command, Stdio as Streams};
+use std::time::{Duration, Instant};
+
+/// Tells a helper process which part it plays.
+const PART: &str = "PROCESSION_TEST_PART";
+
+/// What no wait in a test may last.
+pub(crate) fn watchdog() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+/// A family of one test's.
+pub(crate) fn family() -> &'static Family {
+    procession_core::family()
+        .name("test")
+        .processes_max(64)
+        .threads_max(256)
+        .create()
+        .expect("an arena")
+}
+
+/// The first statement of a test that its own children run anew: in them, it does their work and ends them.
+pub(crate) fn divert(work: impl FnOnce(Started) -> i32) {
+    let started = match bootstrap().expect("a place in the family") {
+        None => return,
+        Some(Role::Child(started)) => started,
+        Some(Role::Zygote(zygote)) => zygote.serve().expect("a child of the zygote"),
+    };
+    alarm();
+    std::process::exit(work(started));
+}
+
+/// Ends this process after a minute, whatever hangs.
+#[expect(unsafe_code, reason = "sets a timer")]
+pub(crate) fn alarm() {
+    // SAFETY: a plain system call.
+    unsafe { libc::alarm(60) };
+}
+
+/// A start by `method` whose child runs the test `name` anew, quietly.
+pub(crate) fn rerun(method: Method, name: &str) -> Start<'static> {
+    Start {
+        args: arguments(name),
+        stdio: [Stdio::Inherit, Stdio::Null, Stdio::Inherit],
+        ..Start::new(method)
+    }
+}
+
+fn arguments(name: &str) -> Vec<OsString> {
+    ["--exact", "--nocapture", "--test-threads=1", name]
+        .map(OsString::from)
+        .to_vec()
+}
+
+/// Starts a child by any method; it does `work`, for spawn and zygote by way of `divert` and `payload`.
+pub(crate) fn start_by(
+    family: &'static Family,
+    method: Method,
+    name: &str,
+    payload: &[u8],
+    work: fn(&[u8]) -> i32,
+) -> Result<Child> {
+    match method {
+        Method::Fork => fork(family, &Start::new(Method::Fork), || work(payload)),
+        _ => start(
+            family,
+            &Start {
+                payload: &[payload],
+                ..rerun(method, name)
+            },
+        ),
+    }
+}
+
+/// A fork of the test process.
+#[expect(unsafe_code, reason = "forks a process with threads")]
+pub(crate) fn fork(
+    family: &'static Family,
+    start: &Start<'_>,
+    work: impl FnOnce() -> i32,
+) -> Result<Child> {
+    // SAFETY: the children of these tests use the engine, the allocator and the system.
+    unsafe {
+        procession_core::process::fork(family, start, || {
+            alarm();
+            work()
+        })
+    }
+}
+
+/// The part that this process plays, if it is a helper.
+pub(crate) fn part() -> Option<String> {
+    std::env::var(PART).ok()
+}
+
+/// Runs the test `name` anew in a process that is no child of the family, playing `part`.
+pub(crate) fn helper(name: &str, part: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("a path"));
+    command
+        .args(arguments(name))
+        .env(PART, part)
+        .stdout(Streams::null());
+    command
+}
+
+/// Waits until `holds`, looking again and again.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// How many descriptors this process has open.
+pub(crate) fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").expect("a folder").count()
+}
+
+/// The state letter of a process; `None` when there is none.
+pub(crate) fn state_of(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat[stat.rfind(')')? + 2..].chars().next()
+}
+
+#[track_caller]
+pub(crate) fn assert_sound(family: &'static Family) {
+    assert_eq!(family.fsck().expect("a check").faults, Vec::<String>::new());
+}
