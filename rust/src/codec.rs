@@ -195,6 +195,22 @@ pub(crate) fn deserialize_handle<'de, D: Deserializer<'de>, T>(
     })
 }
 
+/// A handle to be sent by itself, and attached to by whoever knows of what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named(pub(crate) Handle);
+
+impl Serialize for Named {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_handle("a handle", self.0, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Named {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Named, D::Error> {
+        u64::deserialize(deserializer).map(|bits| Named(Handle::from_bits(bits)))
+    }
+}
+
 fn stays_home(what: &str) -> String {
     format!("{what} can be sent only through procession: it lives in its family's memory")
 }
