@@ -47,14 +47,21 @@ pub(crate) fn park(
             } else {
                 until
             };
-            futex::wait_both(word, expected, token.word(), token.watch(), until, RECHECK)
+            // Dead since the caller looked: nothing will wake us, look again.
+            let Some(alive) = token.watch() else {
+                return futex::Wake::Look;
+            };
+            futex::wait_both(word, expected, token.word(), alive, until, RECHECK)
         }
         Watch::Threads(slots) => {
             let mut words = Vec::with_capacity(slots.len() + 1);
             words.push((word, expected));
             for &slot in slots {
                 let token = &family.thread(slot).token;
-                words.push((token.word(), token.watch()));
+                let Some(alive) = token.watch() else {
+                    return futex::Wake::Look;
+                };
+                words.push((token.word(), alive));
             }
             futex::wait_all(&words, until, RECHECK)
         }
@@ -81,9 +88,10 @@ const BUDGET_MIN: u32 = 32;
 const BUDGET_MAX: u32 = 2048;
 
 impl Spin {
-    pub(crate) fn new() -> Spin {
+    /// A spin ahead of a wait until `deadline`. Who does not wait does not spin either.
+    pub(crate) fn before(deadline: Deadline) -> Spin {
         Spin {
-            left: if machine::may_spin() {
+            left: if deadline != Deadline::PASSED && machine::may_spin() {
                 BUDGET.load(Ordering::Relaxed)
             } else {
                 0
