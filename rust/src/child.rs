@@ -74,24 +74,29 @@ fn obey(started: Started) -> i32 {
             return REFUSED;
         }
     };
-    let ran = match prepare(&greeting.build, &payload[rest..]) {
+    let mut code = REFUSED;
+    let mut take = |ran: &Ran| code = answer(reply.as_ref(), ran);
+    match prepare(&greeting.build, &payload[rest..]) {
         Ok((order, length)) => {
             if order.swaps_stdout && !fds.is_empty() {
                 // What the harness has not written yet is swallowed.
                 let _ = std::io::stdout().flush();
                 let _ = rustix::stdio::dup2_stdout(fds.remove(0));
             }
+            let arguments = Rest {
+                payload,
+                start: rest + length,
+            };
             match order.call.entry() {
-                Some(entry) => entry(Box::new(Rest {
-                    payload,
-                    start: rest + length,
-                })),
-                None => task::refuse_because("the function does not lie in this program".into()),
+                Some(entry) => entry(Box::new(arguments), &mut take),
+                None => take(&task::refuse_because(
+                    "the function does not lie in this program".into(),
+                )),
             }
         }
-        Err(refused) => refused,
-    };
-    answer(reply.as_ref(), &ran)
+        Err(refused) => take(&refused),
+    }
+    code
 }
 
 /// Reads the order of a parent that is the same build; also how long it is.
@@ -114,8 +119,9 @@ pub(crate) fn answer(reply: Option<&Queue>, ran: &Ran) -> i32 {
         return code(ran.fate);
     };
     let send = |ran: &Ran| {
-        let put = |message| waiting::through_signals(|| reply.put_message(message, Deadline::NEVER));
-        ran.report.send(put)
+        ran.report.send(|message| {
+            waiting::through_signals(|| reply.put_message(message, Deadline::NEVER))
+        })
     };
     match send(ran) {
         Ok(()) => code(ran.fate),

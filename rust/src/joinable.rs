@@ -311,7 +311,7 @@ impl<T: DeserializeOwned> Delivery<T> {
             }),
             Err(error) => {
                 // Nobody else could read it either.
-                let _ = settle(&engine, &message);
+                let _ = engine.done(&message);
                 Err(error)
             }
         }
@@ -322,13 +322,11 @@ impl<T> Delivery<T> {
     /// Says that the work on it is finished, and gives the value.
     pub fn done(mut self) -> Result<T> {
         let parts = self.take_parts();
-        settle(&parts.engine, &parts.message)?;
+        parts.engine.done(&parts.message)?;
         Ok(parts.value)
     }
 
     /// Puts it at the end of the queue again, for another reader.
-    ///
-    /// Fails for a queue that does not redeliver.
     pub fn give_back(mut self) -> Result<()> {
         let parts = self.take_parts();
         Ok(parts.engine.give_back(parts.message)?)
@@ -343,15 +341,6 @@ impl<T> Delivery<T> {
     }
 }
 
-/// Counts a message as done.
-fn settle(engine: &core::Queue, message: &Message) -> core::Result<()> {
-    match engine.done(message) {
-        // Only a queue that redelivers lends its messages.
-        Err(core::Error::NotHeld { .. }) => engine.task_done(),
-        answer => answer,
-    }
-}
-
 impl<T> Drop for Delivery<T> {
     fn drop(&mut self) {
         let Some(parts) = self.parts.take() else { return };
@@ -359,10 +348,12 @@ impl<T> Drop for Delivery<T> {
             // A copy in a forked child: its parent has the delivery.
             return;
         }
-        if let Err(core::Error::NotHeld { .. }) = parts.engine.give_back(parts.message) {
-            // The queue does not redeliver. Should even this fail, the queue counts it until this process ends.
-            let _ = parts.engine.task_done();
-        }
+        // Should this fail, the message is on loan until this process ends, and then the same comes to pass.
+        let _ = if parts.engine.redelivers() {
+            parts.engine.give_back(parts.message)
+        } else {
+            parts.engine.done(&parts.message)
+        };
     }
 }
 

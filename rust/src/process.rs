@@ -5,7 +5,7 @@ use crate::codec;
 use crate::error::{Error, Result};
 use crate::panics::{self, Panic};
 use crate::program;
-use crate::task::{self, Call, Fate, Ran, Report, Task};
+use crate::task::{Call, Report, Task, report, short_name};
 use crate::waiting::{in_time, through_signals};
 use procession_core::process::{self as engine, Child, Ending, Exit, Method, Start};
 use procession_core::{self as core, Deadline, Queue};
@@ -696,8 +696,10 @@ impl Builder {
         // Or both would write what is waiting to be written.
         let _ = std::io::stdout().flush();
         let in_child = || {
-            let ran = report(panics::catch(work));
-            let code = child::answer(Some(&reply), &ran);
+            let mut code = 0;
+            report(panics::catch(work), &mut |ran| {
+                code = child::answer(Some(&reply), ran);
+            });
             let _ = program::finish();
             let _ = std::io::stdout().flush();
             code
@@ -707,7 +709,7 @@ impl Builder {
         Ok(Process::of(child, reply, task))
     }
 
-    fn name_or<'a>(&'a self, task: &'a str) -> &'a str {
+    fn name_or(&self, task: &'static str) -> &str {
         match &self.name {
             Some(name) => name,
             None => short_name(task),

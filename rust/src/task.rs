@@ -69,8 +69,9 @@ tasks! { () (A) (A B) (A B C) (A B C D) (A B C D E) (A B C D E G) (A B C D E G H
 /// What a task is called with in another process; dropped as soon as the arguments are made of it.
 pub(crate) type Arguments<'a> = Box<dyn AsRef<[u8]> + 'a>;
 
-/// How a task is called in another process: arguments to report, as bytes.
-pub(crate) type Entry = for<'a> fn(Arguments<'a>) -> Ran;
+/// How a task is called in another process: with arguments, and what takes its report. What it returned lives until the
+/// report was taken: there may be an object in it that nobody else holds.
+pub(crate) type Entry = for<'a> fn(Arguments<'a>, &mut dyn FnMut(&Ran));
 
 /// A task that ran, or was to.
 #[derive(Debug)]
@@ -111,9 +112,9 @@ impl Call {
         A: DeserializeOwned,
     {
         let _ = task;
-        Call::of::<F>(|bytes| match arguments(bytes) {
-            Ok(arguments) => report(panics::catch(|| conjure::<F>().call(arguments))),
-            Err(refused) => refused,
+        Call::of::<F>(|bytes, take| match arguments(bytes) {
+            Ok(arguments) => report(panics::catch(|| conjure::<F>().call(arguments)), take),
+            Err(refused) => take(&refused),
         })
     }
 
@@ -124,7 +125,7 @@ impl Call {
         A: DeserializeOwned,
     {
         let _ = task;
-        Call::of::<F>(|bytes| match arguments::<Vec<A>>(bytes) {
+        Call::of::<F>(|bytes, take| match arguments::<Vec<A>>(bytes) {
             Ok(items) => {
                 let reports = items.into_iter().map(|item| {
                     match panics::catch(|| conjure::<F>().call((item,))) {
@@ -132,9 +133,9 @@ impl Call {
                         Err(panic) => Report::Panicked(panic),
                     }
                 });
-                report(Ok(reports.collect::<Vec<_>>()))
+                report(Ok(reports.collect::<Vec<_>>()), take);
             }
-            Err(refused) => refused,
+            Err(refused) => take(&refused),
         })
     }
 
@@ -173,14 +174,18 @@ fn arguments<A: DeserializeOwned>(bytes: Arguments<'_>) -> Result<A, Ran> {
     codec::decode((*bytes).as_ref()).map_err(|error| refuse(&error))
 }
 
-fn report<R: Serialize>(result: Result<R, Panic>) -> Ran {
-    let (fate, encoded) = match result {
-        Ok(output) => (Fate::Returned, codec::encode(&Report::Returned(output))),
-        Err(panic) => (Fate::Panicked, codec::encode(&Report::<()>::Panicked(panic))),
+/// Hands out the report on a task that ran.
+pub(crate) fn report<R: Serialize>(result: Result<R, Panic>, take: &mut dyn FnMut(&Ran)) {
+    let (report, fate) = match result {
+        Ok(output) => (Report::Returned(output), Fate::Returned),
+        Err(panic) => (Report::Panicked(panic), Fate::Panicked),
     };
-    match encoded {
-        Ok(report) => Ran { report, fate },
-        Err(error) => refuse(&error),
+    match codec::encode(&report) {
+        Ok(encoded) => take(&Ran {
+            report: encoded,
+            fate,
+        }),
+        Err(error) => take(&refuse(&error)),
     }
 }
 
@@ -201,6 +206,20 @@ pub(crate) fn refuse_because(why: String) -> Ran {
         report: codec::encode(&Report::<()>::Refused(why)).expect("text can be encoded"),
         fate: Fate::Refused,
     }
+}
+
+/// The last word of a task's name, for people: `count` of `shop::stock::count`, `count::{{closure}}` of one in it.
+pub(crate) fn short_name(name: &'static str) -> &'static str {
+    let path = name.split('<').next().unwrap_or(name);
+    let mut start = path.len();
+    for word in path.rsplit("::") {
+        start -= word.len();
+        if !word.starts_with('{') {
+            break;
+        }
+        start = start.saturating_sub(2);
+    }
+    &path[start..]
 }
 
 /// A function that was registered by [`#[procession::task]`](macro@crate::task).

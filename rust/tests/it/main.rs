@@ -1,0 +1,4 @@
+//! The Rust face with real processes.
+
+mod process;
+mod queue;
