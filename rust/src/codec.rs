@@ -215,19 +215,19 @@ fn stays_home(what: &str) -> String {
     format!("{what} can be sent only through procession: it lives in its family's memory")
 }
 
-/// `Serialize` and `Deserialize` for a handle around an object of the engine.
+/// `Serialize` and `Deserialize` for a shared object: its handle, and how to attach to it.
 macro_rules! travels {
-    ($name:ident $(<$t:ident>)?, $what:literal, $core:ty, |$it:ident| $handle:expr, |$engine:ident| $made:expr) => {
-        impl $(<$t>)? ::serde::Serialize for $name $(<$t>)? {
+    ($name:ident $(<$t:ident $(: $bound:path)?>)?, $what:literal, |$it:ident| $handle:expr, $attach:expr) => {
+        impl $(<$t $(: $bound)?>)? ::serde::Serialize for $name $(<$t>)? {
             fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> ::std::result::Result<S::Ok, S::Error> {
                 let $it = self;
                 $crate::codec::serialize_handle($what, $handle, serializer)
             }
         }
 
-        impl<'de $(, $t)?> ::serde::Deserialize<'de> for $name $(<$t>)? {
+        impl<'de $(, $t $(: $bound)?)?> ::serde::Deserialize<'de> for $name $(<$t>)? {
             fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> ::std::result::Result<Self, D::Error> {
-                $crate::codec::deserialize_handle($what, <$core>::attach, deserializer).map(|$engine| $made)
+                $crate::codec::deserialize_handle($what, $attach, deserializer)
             }
         }
     };

@@ -44,6 +44,10 @@ pub enum Error {
         source: Box<dyn StdError + Send + Sync>,
     },
 
+    /// Whoever held the lock before died holding it, and the caller did not want it so.
+    #[error("the mutex's holder died holding it")]
+    OwnerDied,
+
     /// Processes cannot be started: this program would not know a child when it is one.
     #[error("failed to start a process: `procession::init()` was not called")]
     NotInitialized,
@@ -70,6 +74,11 @@ impl Error {
         matches!(error, core::Error::Closed { .. } | core::Error::EndOfFile { .. })
     }
 
+    /// Whether the barrier is broken.
+    pub fn is_broken(&self) -> bool {
+        matches!(self, Error::Engine(core::Error::Broken))
+    }
+
     /// What the reader can do about it, where there is something.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
@@ -80,6 +89,9 @@ impl Error {
             Error::Encode { .. } | Error::Decode { .. } => Some(
                 "values travel as postcard, which does not tell types: no `flatten`, no `untagged`, no `deserialize_any`",
             ),
+            Error::OwnerDied => {
+                Some("take the guard out of the `LockError`, or let `LockError::repair` do it")
+            }
             Error::ForeignFunction { .. } => None,
         }
     }
@@ -92,7 +104,7 @@ impl From<Error> for std::io::Error {
             Error::Encode { .. } | Error::Decode { .. } => {
                 std::io::Error::new(std::io::ErrorKind::InvalidData, error)
             }
-            Error::NotInitialized | Error::ForeignFunction { .. } => std::io::Error::other(error),
+            Error::OwnerDied | Error::NotInitialized | Error::ForeignFunction { .. } => std::io::Error::other(error),
         }
     }
 }

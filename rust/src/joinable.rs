@@ -47,8 +47,8 @@ pub struct JoinableQueue<T> {
     values: PhantomData<fn(T) -> T>,
 }
 
-travels!(JoinableQueue<T>, "a queue", core::Queue, |queue| queue.engine.handle(), |engine| {
-    JoinableQueue::over(engine)
+travels!(JoinableQueue<T>, "a queue", |queue| queue.engine.handle(), |family, handle| {
+    core::Queue::attach(family, handle).map(JoinableQueue::over)
 });
 
 impl<T> JoinableQueue<T> {
@@ -295,7 +295,6 @@ struct Parts<T> {
     value: T,
     message: Message,
     engine: core::Queue,
-    process: u32,
 }
 
 impl<T: DeserializeOwned> Delivery<T> {
@@ -306,7 +305,6 @@ impl<T: DeserializeOwned> Delivery<T> {
                     value,
                     message,
                     engine,
-                    process: std::process::id(),
                 }),
             }),
             Err(error) => {
@@ -344,11 +342,7 @@ impl<T> Delivery<T> {
 impl<T> Drop for Delivery<T> {
     fn drop(&mut self) {
         let Some(parts) = self.parts.take() else { return };
-        if parts.process != std::process::id() {
-            // A copy in a forked child: its parent has the delivery.
-            return;
-        }
-        // Should this fail, the message is on loan until this process ends, and then the same comes to pass.
+        // In a forked child, whose copy is not on loan to it, this does nothing. Should it fail otherwise, the message is on loan until this process ends, and then the same comes to pass.
         let _ = if parts.engine.redelivers() {
             parts.engine.give_back(parts.message)
         } else {

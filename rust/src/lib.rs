@@ -36,27 +36,40 @@
 //! Values travel by serde, as postcard. All that is shared here (queues, locks, pipes, cells) can be in such a value: an
 //! argument, a message, a result. A function travels by its place in the program, see [`Task`].
 
+mod barrier;
 mod child;
 mod codec;
+mod condvar;
 mod error;
+mod event;
 mod image;
 mod joinable;
+mod mutex;
 mod panics;
 mod process;
 mod program;
 mod queue;
+mod semaphore;
+mod shared;
 mod task;
 mod waiting;
 
+pub use barrier::{Barrier, BarrierWaitResult};
+pub use condvar::Condvar;
 pub use error::{Error, Result};
+pub use event::Event;
 pub use joinable::{Deliveries, Delivery, JoinableQueue, JoinableQueueBuilder};
+pub use mutex::{LockError, Mutex, MutexGuard, Repair};
 pub use panics::Panic;
 pub use process::{Builder, Death, JoinError, Process, StartMethod, Stdio};
 pub use procession_core::process::{Ending, Exit};
 pub use program::{configure, finish, init};
 pub use queue::{Iter, PutError, Queue};
+pub use semaphore::{Permit, Semaphore, SemaphoreBuilder};
+pub use shared::{Number, SharedSlice, SharedValue, Word};
 pub use task::{Registered, Task, tasks};
 
+pub use bytemuck::{self, Pod, Zeroable};
 pub use procession_macros::{main, task, test};
 
 /// For the attributes.

@@ -39,7 +39,9 @@ pub struct Queue<T> {
     values: PhantomData<fn(T) -> T>,
 }
 
-travels!(Queue<T>, "a queue", core::Queue, |queue| queue.engine.handle(), |engine| Queue::over(engine));
+travels!(Queue<T>, "a queue", |queue| queue.engine.handle(), |family, handle| {
+    core::Queue::attach(family, handle).map(Queue::over)
+});
 
 impl<T> Queue<T> {
     /// Creates a queue without a limit: putting never waits.
