@@ -25,6 +25,8 @@ pub mod queue;
 pub mod shared;
 pub mod sync;
 mod sys;
+#[doc(hidden)]
+pub mod testing;
 
 pub use deadline::Deadline;
 pub use error::{Error, Result};
@@ -44,10 +46,10 @@ static KINDS: [Kind; 13] = [
     sync::event::KIND,
     sync::barrier::KIND,
     queue::ring::KIND,
-    Kind::plain("pipe"),
+    connection::pipe::KIND,
     shared::cell::KIND,
     shared::guarded::KIND,
-    Kind::plain("descriptor"),
+    connection::locker::KIND,
     pool::board::KIND,
 ];
 

@@ -133,7 +133,7 @@ impl Cell {
     /// Refuses a number that lies beyond the end, or not at a multiple of its size.
     fn check_number(&self, offset: u64, size: usize) -> Result<()> {
         check_range("the range of the cell", offset, size, self.length)?;
-        if offset % size as u64 != 0 {
+        if !offset.is_multiple_of(size as u64) {
             return Err(Error::Misuse {
                 action: "reach a number in a cell",
                 why: "its offset is not a multiple of its size",

@@ -10,9 +10,10 @@
 //! | [`Condition`], [`Event`] | waiting | notice nothing; a notification it had in hand goes to another |
 //! | [`Barrier`] | waiting | find it [`Broken`](crate::Error::Broken) at once |
 //!
-//! All that wait take a [`Deadline`](crate::Deadline), and sleep in `memory::park` alone. Start with [`Mutex`], the plain
-//! use of the lock word in `memory::latch`. This room knows nothing of messages, and does not look for deadlocks: it only
-//! leaves in each thread's slot what it waits for. A lock for many readers is not here: see ARCHITECTURE.md.
+//! All that wait take a [`Deadline`], and sleep in `memory::park` alone. Start with [`Mutex`], the plain use of the lock
+//! word in `memory::latch`. This room knows nothing of messages, and does not look for deadlocks: it only leaves in each
+//! thread's slot what it waits for. There is no lock for many readers: to undo a dead reader's part takes a book of who
+//! reads, and with that the readers would wait for each other as they do for a [`Mutex`].
 
 pub(crate) mod barrier;
 pub(crate) mod condition;

@@ -20,7 +20,7 @@ use crate::fault;
 use crate::memory::family::{Family, Me};
 use crate::memory::fsck::Fsck;
 use crate::memory::intent::{Intent, Op};
-use crate::memory::latch::{Acquired, Latch};
+use crate::memory::latch::{self, Acquired, Holder, Latch};
 use crate::memory::layout::shared;
 use crate::memory::object::{self, Attached, Handle, Kind};
 use crate::memory::park::{RECHECK, Spin, Watch};
@@ -234,24 +234,29 @@ impl Semaphore {
         };
         let mut watched = Vec::new();
         let mut seated = vec![false; self.book.len()];
-        for (index, slot) in family.threads().iter().enumerate() {
+        for (index, slot) in (0..).zip(family.threads()) {
             let found = ThreadWord::unpack(slot.state.load(Ordering::Acquire));
-            if found.state == ThreadState::Seated && holds(found.process) {
+            if found.state != ThreadState::Seated || !holds(found.process) {
+                continue;
+            }
+            let word = latch::holder_word(index, found.generation);
+            if let Holder::Alive(_) = family.holder_state(word) {
                 seated[found.process as usize] = true;
-                watched.push(index as u32);
+                watched.push(index);
             }
         }
         watched.truncate(WATCHED_MAX);
         let mut until = deadline;
         for process in (0..self.book.len() as u32).filter(|process| holds(*process)) {
+            if seated[process as usize] {
+                continue;
+            }
             if family.is_process_dead(process) {
                 family.reclaim(me, process);
                 return futex::Wake::Look;
             }
-            // Its threads are dead or gone and it is not, or not yet: nothing there to watch.
-            if !seated[process as usize] {
-                until = until.min(Deadline::after(RECHECK));
-            }
+            // Its threads are gone and it is not, or not yet: nothing there to watch.
+            until = until.min(Deadline::after(RECHECK));
         }
         let watch = Watch::Threads(&watched);
         match sleep(family, me, self.word, WAITERS as u32, watch, until) {
