@@ -118,13 +118,18 @@ pub(crate) fn send<T: Serialize + ?Sized, R>(
 
 /// Decodes the value of a message. What is shared in it is attached before the message, which kept it alive, goes.
 pub(crate) fn decode_message<T: DeserializeOwned>(message: &Message) -> Result<T> {
-    if message.tag() != TAG {
-        return Err(Error::Decode {
-            type_name: type_name::<T>(),
-            source: format!("the message is {}, not postcard", name_of(message.tag())).into(),
-        });
+    decode_tagged(message.tag(), message.bytes())
+}
+
+/// Decodes a value of which these are all the bytes, if they are what we write.
+pub(crate) fn decode_tagged<T: DeserializeOwned>(tag: Tag, bytes: &[u8]) -> Result<T> {
+    if tag == TAG {
+        return decode(bytes);
     }
-    decode(message.bytes())
+    Err(Error::Decode {
+        type_name: type_name::<T>(),
+        source: format!("the message is {}, not postcard", name_of(tag)).into(),
+    })
 }
 
 /// Decodes a value of which these are all the bytes.

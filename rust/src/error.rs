@@ -1,5 +1,7 @@
 //! What can go wrong with any of it. Rooms that give a value back have an error of their own.
 
+use crate::pool::JobError;
+use crate::process::JoinError;
 use procession_core as core;
 use std::error::Error as StdError;
 
@@ -43,6 +45,14 @@ pub enum Error {
         /// What is wrong with the bytes.
         source: Box<dyn StdError + Send + Sync>,
     },
+
+    /// There is no result of a process.
+    #[error(transparent)]
+    Join(Box<JoinError>),
+
+    /// There is no result of a call that a pool was to make.
+    #[error(transparent)]
+    Job(Box<JobError>),
 
     /// Whoever held the lock before died holding it, and the caller did not want it so.
     #[error("the mutex's holder died holding it")]
@@ -89,10 +99,36 @@ impl Error {
             Error::Encode { .. } | Error::Decode { .. } => Some(
                 "values travel as postcard, which does not tell types: no `flatten`, no `untagged`, no `deserialize_any`",
             ),
+            Error::Join(error) => match &**error {
+                JoinError::Failed(error) => error.hint(),
+                _ => None,
+            },
+            Error::Job(error) => match &**error {
+                JobError::Failed(error) => error.hint(),
+                _ => None,
+            },
             Error::OwnerDied => {
                 Some("take the guard out of the `LockError`, or let `LockError::repair` do it")
             }
             Error::ForeignFunction { .. } => None,
+        }
+    }
+}
+
+impl From<JoinError> for Error {
+    fn from(error: JoinError) -> Error {
+        match error {
+            JoinError::Failed(error) => error,
+            other => Error::Join(Box::new(other)),
+        }
+    }
+}
+
+impl From<JobError> for Error {
+    fn from(error: JobError) -> Error {
+        match error {
+            JobError::Failed(error) => error,
+            other => Error::Job(Box::new(other)),
         }
     }
 }
@@ -104,7 +140,11 @@ impl From<Error> for std::io::Error {
             Error::Encode { .. } | Error::Decode { .. } => {
                 std::io::Error::new(std::io::ErrorKind::InvalidData, error)
             }
-            Error::OwnerDied | Error::NotInitialized | Error::ForeignFunction { .. } => std::io::Error::other(error),
+            Error::Join(_)
+            | Error::Job(_)
+            | Error::OwnerDied
+            | Error::NotInitialized
+            | Error::ForeignFunction { .. } => std::io::Error::other(error),
         }
     }
 }

@@ -46,6 +46,7 @@ mod image;
 mod joinable;
 mod mutex;
 mod panics;
+mod pool;
 mod process;
 mod program;
 mod queue;
@@ -61,7 +62,11 @@ pub use event::Event;
 pub use joinable::{Deliveries, Delivery, JoinableQueue, JoinableQueueBuilder};
 pub use mutex::{LockError, Mutex, MutexGuard, Repair};
 pub use panics::Panic;
+pub use pool::{
+    JobError, JobHandle, JobOptions, Map, MapUnordered, Pool, PoolBuilder, WorkerDied,
+};
 pub use process::{Builder, Death, JoinError, Process, StartMethod, Stdio};
+pub use procession_core::pool::WorkerStats;
 pub use procession_core::process::{Ending, Exit};
 pub use program::{configure, finish, init};
 pub use queue::{Iter, PutError, Queue};

@@ -14,7 +14,7 @@ use std::sync::Once;
 /// use procession::{JoinError, Process};
 ///
 /// procession::init();
-/// let child = Process::spawn(|| panic!("no more {}", "tea"), ())?;
+/// let child = Process::spawn(|| -> u8 { panic!("no more {}", "tea") }, ())?;
 /// let Err(JoinError::Panicked(panic)) = child.join() else { unreachable!() };
 /// assert_eq!(panic.message, "no more tea");
 /// assert!(panic.location.unwrap().contains(".rs:"));

@@ -207,8 +207,8 @@ impl<T: DeserializeOwned> Queue<T> {
     /// ```
     /// # procession::init();
     /// let queue = procession::Queue::unbounded()?;
-    /// queue.put(("any", 7))?;
-    /// # let queue = queue;
+    /// queue.put(("seven".to_string(), 7))?;
+    /// assert_eq!(queue.get()?, ("seven".to_string(), 7));
     /// # Ok::<(), procession::Error>(())
     /// ```
     pub fn get(&self) -> Result<T> {

@@ -163,7 +163,7 @@ impl Call {
 }
 
 /// The task itself, of which there is nothing but its type.
-fn conjure<F: Copy>() -> F {
+pub(crate) fn conjure<F: Copy>() -> F {
     const { assert!(size_of::<F>() == 0) };
     // SAFETY: it has no bytes, it can be copied, and the process that named it had one.
     unsafe { NonNull::<F>::dangling().read() }
