@@ -244,6 +244,16 @@ impl Pool {
         Ok(true)
     }
 
+    /// Drops a job that waits, and the outcome of one that runs: that goes on to its end. False if it has ended already.
+    pub fn forget(&self, job: JobId) -> Result<bool> {
+        self.check_owner()?;
+        if !self.settle(job.0) {
+            return Ok(false);
+        }
+        self.shared.cancel(job.0);
+        Ok(true)
+    }
+
     /// Kills the worker that runs a job, if one does.
     fn kill_worker_of(&self, job: u64) {
         let mut state = self.state.lock();

@@ -327,6 +327,11 @@ impl Queue {
         self.ring.max_items()
     }
 
+    /// Whether a message whose holder died goes to another ([`OnDeath::Redeliver`]).
+    pub fn redelivers(&self) -> bool {
+        self.ring.redelivers()
+    }
+
     /// How many messages were put and are not done, in a joinable queue; in others, how many were ever put.
     pub fn unfinished(&self) -> u64 {
         self.ring.unfinished()

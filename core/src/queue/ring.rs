@@ -282,6 +282,10 @@ impl Ring {
         self.has(LEASED).then(|| self.handle())
     }
 
+    pub(crate) fn redelivers(&self) -> bool {
+        self.has(REDELIVER)
+    }
+
     pub(crate) fn is_joinable(&self) -> bool {
         self.has(JOINABLE)
     }
