@@ -7,7 +7,7 @@ use super::slabs::Heap;
 use super::slots::ProcState;
 use super::{epoch, reclaim};
 use crate::error::{Error, Result};
-use crate::sys::{machine, memory, process};
+use crate::sys::{machine, memory, process, socket};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -53,6 +53,8 @@ pub struct Family {
     kinds: &'static [Kind],
     local: AtomicPtr<Local>,
     creating: Mutex<()>,
+    /// The two ends of the socket in which descriptors lie; every member has both. See `connection::locker`.
+    locker: OnceLock<(OwnedFd, OwnedFd)>,
 }
 
 /// What belongs to this process alone, for one epoch.
@@ -188,6 +190,10 @@ impl Builder {
         header.magic.store(MAGIC, Ordering::Release);
         let family = Family::open(region, self.kinds)?;
         family.local_state()?;
+        // Before there is anyone else: a member that is forked by whomever has the same.
+        let (put, look) = socket::pair()?;
+        socket::set_buffer(put.as_fd(), 1 << 20);
+        family.set_locker(put, look);
         Ok(family)
     }
 
@@ -319,7 +325,9 @@ impl Family {
             kinds,
             local: AtomicPtr::new(std::ptr::null_mut()),
             creating: Mutex::new(()),
+            locker: OnceLock::new(),
         }));
+        super::park::prepare();
         FAMILIES.get_or_init(install).lock().push(family);
         Ok(family)
     }
@@ -356,6 +364,11 @@ impl Family {
         let local = self.set_local(process, inherited);
         drop(guard);
         super::object::attach_inherited(self, local)?;
+        // The lowest free slot is ours: with so few left it is time to look whether those below live. Once there is none
+        // it would be too late, for who sweeps needs a seat.
+        if process as usize >= self.processes.len() * 3 / 4 {
+            self.sweep(self.me()?);
+        }
         Ok(local)
     }
 
@@ -419,6 +432,18 @@ impl Family {
     /// The arena's descriptor.
     pub fn arena(&self) -> BorrowedFd<'_> {
         self.region.fd()
+    }
+
+    /// In a new member: the family's locker, as it was given.
+    pub(crate) fn set_locker(&self, put: OwnedFd, look: OwnedFd) {
+        // A process is a member once: a second locker can only be a copy.
+        let _ = self.locker.set((put, look));
+    }
+
+    /// The ends of the family's locker, where to put and where to look; `None` for who only looks at the arena.
+    pub(crate) fn locker(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+        let (put, look) = self.locker.get()?;
+        Some((put.as_fd(), look.as_fd()))
     }
 
     pub(crate) fn region(&self) -> &'static Region {

@@ -146,14 +146,6 @@ impl Parcel {
             }
         }
     }
-
-    /// Where the block lies, for who writes before its bytes.
-    pub(crate) fn block(&self) -> Option<u64> {
-        match &self.contents {
-            Contents::Own(_) => None,
-            Contents::Block(held) => Some(held.block),
-        }
-    }
 }
 
 impl From<Vec<u8>> for Parcel {

@@ -11,6 +11,7 @@ use super::block::{Owner, State};
 use super::family::{Family, Me};
 use super::latch::Acquired;
 use super::layout::UNIT;
+use super::slabs;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::sys::memory;
@@ -166,7 +167,7 @@ fn grow(family: &'static Family, units: u64) -> Result<(u64, Owner)> {
     let length = family.unit_offset(total + wanted);
     memory::grow(family.region().fd(), length).map_err(|error| out_of_memory(family, error))?;
     header.committed.fetch_max(length, Ordering::AcqRel);
-    // DEATH: the file is longer and `units` does not say so; the next to grow sets the same length again.
+    // DEATH: the file is longer and `units` does not say so; the next to grow uses what is there.
     fault::point("runs.grown");
     let fresh = Owner {
         state: State::Free,

@@ -185,6 +185,15 @@ impl Family {
         });
     }
 
+    /// Ends the calling thread's seat before the thread ends.
+    pub(crate) fn give_up_seat(&'static self) {
+        let _ = SEATS.try_with(|seats| {
+            seats
+                .borrow_mut()
+                .retain(|seat| !std::ptr::eq(seat.family, self));
+        });
+    }
+
     /// Gives up the calling thread's place, at the end of the thread.
     pub(crate) fn leave(&'static self, me: Me, holds_locks: bool) {
         LAST.set((std::ptr::null(), 0, Me::NOBODY));
@@ -366,11 +375,12 @@ impl Family {
             ProcState::Free => return true,
             ProcState::Embryo | ProcState::Alive => {}
         }
-        if self.has_living_thread(index) {
-            return false;
-        }
+        // Seen to end: a token that is held still is in the hands of someone who looks at it or recovers it.
         if slot.ended.load(Ordering::Acquire) != 0 {
             return true;
+        }
+        if self.has_living_thread(index) {
+            return false;
         }
         let pid = slot.pid.load(Ordering::Acquire);
         if pid == 0 {

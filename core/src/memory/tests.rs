@@ -158,6 +158,26 @@ fn freed_memory_goes_back_to_the_system() {
     }
 }
 
+#[test]
+fn counting_the_warm_units_anew_counts_idle_slabs_too() {
+    let family = family();
+    let me = family.me().unwrap();
+    let block = family.allocate(me, 8192).unwrap();
+    family.free(me, block.offset);
+    // As after a death.
+    super::runs::count_warm(family);
+    let block = family.allocate(me, 8192).unwrap();
+    let warm = family
+        .header()
+        .warm
+        .load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(warm as i64, 0, "the slab is in use");
+    family.free(me, block.offset);
+    let run = family.allocate(me, 20_000).unwrap();
+    family.free(me, run.offset);
+    assert_eq!(family.usage().bytes_warm, 2 << 14, "and a free run is kept");
+}
+
 fn resident(family: &Family) -> u64 {
     rustix::fs::fstat(family.arena()).unwrap().st_blocks as u64 * 512
 }

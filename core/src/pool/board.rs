@@ -13,11 +13,9 @@ use std::time::Duration;
 pub(crate) const POOL: u32 = 12;
 
 pub(crate) const KIND: Kind = Kind {
-    name: "pool",
-    resume: |_, _| {},
     destroy,
-    lost: |_, _, _| true,
     check,
+    ..Kind::plain("pool")
 };
 
 /// The most workers that a pool can have.

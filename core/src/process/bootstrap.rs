@@ -5,7 +5,6 @@ use super::household::{self, household};
 use super::kept::Kept;
 use super::start::Method;
 use super::zygote::Zygote;
-use crate::connection::locker;
 use crate::error::{Error, Result};
 use crate::memory::slots::ProcWord;
 use crate::memory::{Family, Parcel};
@@ -272,7 +271,7 @@ impl Papers {
         let parent = Parent::new(self.parent, name, sentinel);
         arrive(family, (self.slot, self.generation), lifeline, parent)?;
         if let Some((put, look)) = locker.transpose()? {
-            locker::join(family, put, look);
+            family.set_locker(put, look);
         }
         let payload = unpack(family, self.payload)?;
         Ok(match requests.transpose()? {

@@ -4,7 +4,6 @@ use super::bootstrap::{Origin, Papers, VARIABLE};
 use super::child::Child;
 use super::embryo::{self, Embryo};
 use super::start::Start;
-use crate::connection::locker;
 use crate::error::{Error, Result};
 use crate::memory::Family;
 use crate::sys::process::{self, Exec};
@@ -25,7 +24,7 @@ pub(super) fn spawn_with(
 ) -> Result<Child> {
     let embryo = Embryo::prepare(family, start, start.payload)?;
     let origin = Origin::own(family)?;
-    let locker = locker::of(family)?;
+    let locker = family.locker();
     let streams = embryo::streams(&start.stdio)?;
     let raised: Vec<OwnedFd> = start
         .fds
@@ -34,7 +33,7 @@ pub(super) fn spawn_with(
         .collect::<Result<_>>()?;
 
     let mut keep = vec![family.arena(), origin.sentinel.as_fd()];
-    keep.extend([locker.put(), locker.look()]);
+    keep.extend(locker.into_iter().flat_map(|(put, look)| [put, look]));
     keep.extend(embryo.lifeline.as_ref().map(|(read, _)| read.as_fd()));
     keep.extend(requests);
     keep.extend(raised.iter().map(AsFd::as_fd));
@@ -45,7 +44,7 @@ pub(super) fn spawn_with(
         parent: origin.pid,
         sentinel: origin.sentinel.number(),
         lifeline: embryo.lifeline.as_ref().map(|(read, _)| read.number()),
-        locker: Some((locker.put().as_raw_fd(), locker.look().as_raw_fd())),
+        locker: locker.map(|(put, look)| (put.as_raw_fd(), look.as_raw_fd())),
         requests: requests.map(|fd| fd.as_raw_fd()),
         payload: embryo.payload,
         fds: raised.iter().map(AsRawFd::as_raw_fd).collect(),

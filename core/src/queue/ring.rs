@@ -35,11 +35,11 @@ use std::time::Duration;
 pub(crate) const QUEUE: u32 = 7;
 
 pub(crate) const KIND: Kind = Kind {
-    name: "queue",
     resume,
     destroy,
     lost,
     check,
+    ..Kind::plain("queue")
 };
 
 shared! {
@@ -190,7 +190,8 @@ const DONE: Op = Op {
     kind: QUEUE,
     code: 5,
 };
-/// `[body, done before, block, holder, body of the target, tail of the target]`: a leased message goes back. Finished.
+/// `[body, done before, block, holder, body of the target, tail of the target]`: a leased message goes back. Finished;
+/// once the target's `tail` has moved the message is a consumer's, and only the count is left to do.
 const RETURN: Op = Op {
     kind: QUEUE,
     code: 6,
@@ -612,7 +613,7 @@ fn sleep(
             Err(Error::TimedOut { what })
         };
     }
-    let mut spin = Spin::new();
+    let mut spin = Spin::before(deadline);
     loop {
         if ready() {
             return Ok(());
@@ -1058,6 +1059,17 @@ fn apply_return(family: &Family, args: &[u64]) {
     ) else {
         return;
     };
+    if to.tail.load(Ordering::Acquire) == tail {
+        publish_returned(family, to, block, tail);
+    }
+    // DEATH: the message is in the queue, maybe in a consumer's hands already, and not counted.
+    fault::point("ring.returned");
+    // After `tail`: counted first, the queue would look finished for a moment.
+    from.done.store(done + 1, Ordering::Release);
+}
+
+/// Writes a leased block into entry `tail`, and publishes it. Inside the tail latch.
+fn publish_returned(family: &Family, to: &Body, block: u64, tail: u64) {
     let Ok(lease) = lease_of(family, block) else {
         return;
     };
@@ -1080,8 +1092,6 @@ fn apply_return(family: &Family, args: &[u64]) {
         .store(lease.header.load(Ordering::Acquire), Ordering::Release);
     entry.block.store(block, Ordering::Release);
     let _ = family.transfer(block, State::Shared, 0);
-    fault::point("ring.returned");
-    from.done.store(done + 1, Ordering::Release);
     to.tail.store(tail + 1, Ordering::Release);
 }
 
@@ -1160,12 +1170,19 @@ fn destroy(family: &'static Family, me: Me, offset: u64) {
             break;
         }
     }
-    let last = body.head_segment.load(Ordering::Acquire);
-    if last != 0 {
-        let (Acquired::Clean | Acquired::OwnerDied) = body.head_latch.enter(family, me);
-        drop_segment(family, me, offset, last, 0);
-        body.head_latch.release(family, me);
+    // Two may be left: a put may have linked one and died, or failed, before anything stood in it.
+    let (Acquired::Clean | Acquired::OwnerDied) = body.head_latch.enter(family, me);
+    loop {
+        let segment = body.head_segment.load(Ordering::Acquire);
+        if segment == 0 {
+            break;
+        }
+        let Ok(next) = SegmentAt::new(family, segment).map(SegmentAt::next) else {
+            break;
+        };
+        drop_segment(family, me, offset, segment, next);
     }
+    body.head_latch.release(family, me);
     object::let_go(
         family,
         me,

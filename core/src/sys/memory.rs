@@ -31,8 +31,12 @@ pub(crate) fn length(fd: BorrowedFd<'_>) -> Result<u64> {
     Ok(u64::try_from(stat.st_size).unwrap_or(0))
 }
 
-/// Sets the length, which must not be less than it is. Repeating it changes nothing.
+/// Makes the file at least so long. It may be longer already: who grew it for more may have died before saying so, and
+/// the seal forbids to shrink it.
 pub(crate) fn grow(fd: BorrowedFd<'_>, length: u64) -> Result<()> {
+    if self::length(fd)? >= length {
+        return Ok(());
+    }
     rustix::fs::ftruncate(fd, length).map_err(|e| Error::os("grow the arena", e))
 }
 

@@ -134,3 +134,10 @@ pub(crate) fn state_of(pid: u32) -> Option<char> {
 pub(crate) fn assert_sound(family: &'static Family) {
     assert_eq!(family.fsck().expect("a check").faults, Vec::<String>::new());
 }
+
+/// Makes this process deaf to a signal.
+#[expect(unsafe_code, reason = "sets a signal's disposition")]
+pub(crate) fn ignore(signal: i32) {
+    // SAFETY: ignoring runs no code.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
