@@ -12,7 +12,7 @@ pub use crate::fault::passed;
 
 /// Opens an arena without taking a seat in it; the first operation takes one.
 pub fn open(fd: OwnedFd) -> Result<&'static Family> {
-    Family::look(fd, &crate::KINDS)
+    Family::open_for_child(fd, &crate::KINDS)
 }
 
 /// Takes the calling thread's seat.

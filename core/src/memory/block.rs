@@ -36,6 +36,9 @@ pub(crate) enum State {
     Warm = 6,
     /// A unit inside a slab; the upper half says how many units before it the slab starts.
     Inside = 7,
+    /// A message in a pipe: nobody's until it is received, or its pipe is gone. The pipe's handle stands after its
+    /// references.
+    Transit = 8,
 }
 
 /// The block starts with a list of handles that it keeps alive.
@@ -65,6 +68,7 @@ impl Owner {
             5 => State::Slab,
             6 => State::Warm,
             7 => State::Inside,
+            8 => State::Transit,
             _ => State::Free,
         };
         Owner {
@@ -182,7 +186,7 @@ impl Family {
         match owner.state {
             State::Slab | State::Inside => slabs::owner_word(self, offset, unit, owner),
             State::Free | State::Warm => Err(damaged(offset, "the block is free")),
-            State::Private | State::Shared | State::Object | State::Leased => {
+            State::Private | State::Shared | State::Object | State::Leased | State::Transit => {
                 if self.unit_offset(unit) == offset {
                     Ok(word)
                 } else {

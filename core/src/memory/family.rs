@@ -7,7 +7,7 @@ use super::slabs::Heap;
 use super::slots::ProcState;
 use super::{epoch, reclaim};
 use crate::error::{Error, Result};
-use crate::sys::{machine, memory, process};
+use crate::sys::{machine, memory, process, socket};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -53,6 +53,8 @@ pub struct Family {
     kinds: &'static [Kind],
     local: AtomicPtr<Local>,
     creating: Mutex<()>,
+    /// The two ends of the socket in which descriptors lie; every member has both. See `connection::locker`.
+    locker: OnceLock<(OwnedFd, OwnedFd)>,
 }
 
 /// What belongs to this process alone, for one epoch.
@@ -188,6 +190,10 @@ impl Builder {
         header.magic.store(MAGIC, Ordering::Release);
         let family = Family::open(region, self.kinds)?;
         family.local_state()?;
+        // Before there is anyone else: a member that is forked by whomever has the same.
+        let (put, look) = socket::pair()?;
+        socket::set_buffer(put.as_fd(), 1 << 20);
+        family.set_locker(put, look);
         Ok(family)
     }
 
@@ -281,24 +287,15 @@ fn from_environment(name: &'static str) -> Result<Option<u64>> {
 }
 
 impl Family {
-    /// Joins a family by its arena's descriptor, as a child does that was spawned into it.
-    pub(crate) fn attach(
-        fd: OwnedFd,
-        kinds: &'static [Kind],
-        slot: Option<u32>,
-    ) -> Result<&'static Family> {
-        let family = Family::look(fd, kinds)?;
-        match slot {
-            Some(slot) => family.take_embryo(slot)?,
-            None => {
-                family.local_state()?;
-            }
-        }
+    /// Joins a family by its arena's descriptor.
+    pub(crate) fn attach(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
+        let family = Family::open_for_child(fd, kinds)?;
+        family.local_state()?;
         Ok(family)
     }
 
-    /// Opens an arena by its descriptor without taking a seat in it.
-    pub(crate) fn look(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
+    /// Opens a family by its arena's descriptor, for a child that goes on to [`Family::take_embryo`].
+    pub(crate) fn open_for_child(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
         let (length, reserve) = offset::inspect(fd.as_fd())?;
         let region: &'static Region = Box::leak(Box::new(Region::new(fd, length, reserve)?));
         Family::open(region, kinds)
@@ -328,7 +325,9 @@ impl Family {
             kinds,
             local: AtomicPtr::new(std::ptr::null_mut()),
             creating: Mutex::new(()),
+            locker: OnceLock::new(),
         }));
+        super::park::prepare();
         FAMILIES.get_or_init(install).lock().push(family);
         Ok(family)
     }
@@ -364,24 +363,40 @@ impl Family {
         let local = self.set_local(process, inherited);
         drop(guard);
         super::object::attach_inherited(self, local)?;
+        // The lowest free slot is ours: with so few left it is time to look whether those below live. Once there is none
+        // it would be too late, for who sweeps needs a seat.
+        if process as usize >= self.processes.len() * 3 / 4 {
+            self.sweep(self.me()?);
+        }
         Ok(local)
     }
 
     /// In a child that its parent prepared a slot for: moves in.
-    pub(crate) fn take_embryo(&'static self, slot: u32) -> Result<()> {
+    pub(crate) fn take_embryo(&'static self, slot: u32, generation: u32) -> Result<()> {
+        if slot as usize >= self.processes.len() {
+            return Err(Error::Misuse {
+                action: "take up a process slot",
+                why: "the family has no slot of this number",
+            });
+        }
         let inherited = self
             .previous_local()
             .map(|local| local.attachments.lock().inherit())
             .unwrap_or_default();
-        self.describe_process(slot);
-        if !reclaim::hatch(self, slot) {
+        // The seat comes first: a process with a living thread is not taken for dead while its slot says nothing of it.
+        let me = self.claim_thread(slot)?;
+        if !reclaim::hatch(self, slot, generation) {
+            self.leave(me, false);
             return Err(Error::Misuse {
                 action: "take up a process slot",
-                why: "the parent died before this child began",
+                why: "the parent died or gave this child up before it began",
             });
         }
-        self.set_local(slot, inherited);
-        Ok(())
+        self.describe_process(slot);
+        let local = self.set_local(slot, inherited);
+        self.sit(me);
+        // The parent set these bits before the fork; what it attached to since then is seen here.
+        super::object::attach_inherited(self, local)
     }
 
     #[expect(unsafe_code, reason = "reads a pointer that is never freed")]
@@ -416,6 +431,18 @@ impl Family {
     /// The arena's descriptor.
     pub fn arena(&self) -> BorrowedFd<'_> {
         self.region.fd()
+    }
+
+    /// In a new member: the family's locker, as it was given.
+    pub(crate) fn set_locker(&self, put: OwnedFd, look: OwnedFd) {
+        // A process is a member once: a second locker can only be a copy.
+        let _ = self.locker.set((put, look));
+    }
+
+    /// The ends of the family's locker, where to put and where to look; `None` for who only looks at the arena.
+    pub(crate) fn locker(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+        let (put, look) = self.locker.get()?;
+        Some((put.as_fd(), look.as_fd()))
     }
 
     pub(crate) fn region(&self) -> &'static Region {

@@ -102,6 +102,14 @@ impl Family {
                     fsck.blocks.insert(*offset, None);
                 }
                 State::Object => findings.objects += 1,
+                State::Transit => {
+                    findings.blocks_shared += 1;
+                    if object::kind_of(self, reclaim::named_after(self, *offset)).is_none() {
+                        fsck.fault(format!(
+                            "the block at {offset:#x} travels in a pipe that is gone"
+                        ));
+                    }
+                }
                 State::Private | State::Leased => {
                     findings.blocks_private += 1;
                     if !self.is_alive(owner.process) {

@@ -36,10 +36,10 @@ const SLOT: u32 = (1 << 14) - 1;
 /// Generations that a word can tell apart.
 pub(crate) const GENERATIONS: u32 = 1 << 15;
 
-/// How a latch came into the caller's hands.
+/// How a lock came into the caller's hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a holder's death may have left what the latch guards half done"]
-pub(crate) enum Acquired {
+#[must_use = "a holder's death may have left what the lock guards half done"]
+pub enum Acquired {
     /// From someone who released it.
     Clean,
     /// From a thread that died holding it.
@@ -94,6 +94,22 @@ impl Latch {
         }
     }
 
+    /// Takes the latch if that can be done at once, also from a holder that is dead.
+    pub(crate) fn try_acquire(&self, family: &Family, me: Me) -> Option<Acquired> {
+        let seen = self.word.load(Ordering::Relaxed);
+        let acquired = match family.holder_state(seen) {
+            Holder::Nobody => Acquired::Clean,
+            Holder::Dead => Acquired::OwnerDied,
+            Holder::Alive(_) => return None,
+        };
+        let taken = me.word | seen & WAITERS;
+        let won = self
+            .word
+            .compare_exchange(seen, taken, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok();
+        won.then_some(acquired)
+    }
+
     /// Takes the latch if it is free.
     #[inline]
     pub(crate) fn try_enter(&self, me: Me) -> bool {
@@ -110,7 +126,7 @@ impl Latch {
         what: &'static str,
         deadline: Deadline,
     ) -> Result<Acquired> {
-        let mut spin = park::Spin::new();
+        let mut spin = park::Spin::before(deadline);
         // Who has slept cannot know whether others sleep still, and says so for them when it takes the latch.
         let mut waiters = 0;
         let mut look_closer = false;
@@ -195,19 +211,21 @@ impl Latch {
     /// Frees the latch and wakes one who waits for it. Anyone may; whether the caller should is its door's question.
     #[inline]
     pub(crate) fn release(&self, family: &Family, me: Me) {
+        let _ = self.release_if_held(family, me);
+    }
+
+    /// [`Latch::release`], and whether anybody held it.
+    #[inline]
+    pub(crate) fn release_if_held(&self, family: &Family, me: Me) -> bool {
         // ORDERING: Release pairs with the Acquire of whoever takes the latch next.
-        if self
-            .word
+        self.word
             .compare_exchange(me.word, 0, Ordering::Release, Ordering::Relaxed)
             .is_ok()
-        {
-            return;
-        }
-        self.release_contended(family, me);
+            || self.release_contended(family, me)
     }
 
     #[cold]
-    fn release_contended(&self, family: &Family, me: Me) {
+    fn release_contended(&self, family: &Family, me: Me) -> bool {
         let offset = family.region().offset_of(&self.word);
         let thread = family.thread(me.slot);
         // DEATH: freed and dead before the wake: `wake_owed` makes recovery wake for us. It is put aside and restored,
@@ -219,11 +237,17 @@ impl Latch {
             futex::wake(&self.word, 1);
         }
         thread.wake_owed.store(owed, Ordering::Release);
+        holder_of(before).is_some()
     }
 
     /// Who holds it, as the word says.
     pub(crate) fn holder(&self) -> Option<(u32, u32)> {
         holder_of(self.word.load(Ordering::Acquire))
+    }
+
+    /// Whether somebody may sleep on it.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & WAITERS != 0
     }
 
     /// Whether the calling thread holds it.

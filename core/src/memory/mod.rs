@@ -1,9 +1,10 @@
 //! Memory that a family of processes shares, and what becomes of it when one of them dies.
 //!
 //! Start with [`Family`]: who shares. `layout` draws what lies where; `offset` turns offsets into references; `runs`,
-//! `slabs` and `block` allocate; `object` is what lives as long as somebody uses it; `slots` seats processes and
-//! threads; `latch` and `park` are the lock word and the sleep under all others; `recover` repairs what a dead thread
-//! left, `reclaim` frees what a dead process owned; `fsck` reads everything and believes nothing.
+//! `slabs` and `block` allocate; `object` is what lives as long as somebody uses it; `parcel` is a message in one's
+//! hands; `slots` seats processes and threads; `latch` and `park` are the lock word and the sleep under all others;
+//! `recover` repairs what a dead thread left, `reclaim` frees what a dead process owned; `fsck` reads everything and
+//! believes nothing.
 //!
 //! This room knows where things lie and who owns them. It does not know what they are for.
 
@@ -16,6 +17,7 @@ pub(crate) mod latch;
 pub(crate) mod layout;
 pub(crate) mod object;
 pub(crate) mod offset;
+pub(crate) mod parcel;
 pub(crate) mod park;
 pub(crate) mod reclaim;
 pub(crate) mod recover;
@@ -29,3 +31,4 @@ pub use block::Usage;
 pub use family::{Builder, Family};
 pub use fsck::Findings;
 pub use object::Handle;
+pub use parcel::Parcel;

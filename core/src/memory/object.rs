@@ -31,6 +31,23 @@ pub(crate) struct Kind {
     pub(crate) lost: fn(&'static Family, Me, block: u64) -> bool,
     /// Marks what the body owns, and says what is wrong with it.
     pub(crate) check: fn(&'static Family, body: u64, &mut Fsck),
+    /// Takes back what a dead process had of the object, which may be nothing. Called, under no latch but that of
+    /// reclaim, before the process's slot is anybody else's; called again if the caller died inside.
+    pub(crate) forget: Option<fn(&'static Family, Me, body: u64, process: u32)>,
+}
+
+impl Kind {
+    /// A kind whose body owns nothing, opens no intent, and is whatever it is.
+    pub(crate) const fn plain(name: &'static str) -> Kind {
+        Kind {
+            name,
+            resume: |_, _| {},
+            destroy: |_, _, _| {},
+            lost: |_, _, _| true,
+            check: |_, _, _| {},
+            forget: None,
+        }
+    }
 }
 
 impl std::fmt::Debug for Kind {
@@ -44,11 +61,8 @@ pub(crate) const MEMORY: u32 = 0;
 
 /// This room's line in the table of kinds.
 pub(crate) const KIND: Kind = Kind {
-    name: "memory",
     resume,
-    destroy: |_, _, _| {},
-    lost: |_, _, _| true,
-    check: |_, _, _| {},
+    ..Kind::plain("memory")
 };
 
 shared! {
@@ -486,6 +500,24 @@ pub(crate) fn release_owner(family: &'static Family, me: Me, process: u32, doome
     for (offset, object) in all(family) {
         clear_bit(object, process);
         condemn_if_unowned(family, me, offset, object, doomed);
+    }
+}
+
+/// Lets every object that keeps books about processes strike a dead one. Under no latch but that of reclaim.
+pub(crate) fn forget_process(family: &'static Family, me: Me, process: u32) {
+    // Noted first: while they are looked at, others attach, detach and destroy.
+    let kept: Vec<_> = all(family)
+        .filter_map(|(offset, object)| {
+            let kind = object.kind.load(Ordering::Relaxed);
+            let forget = family.kinds().get(kind as usize)?.forget?;
+            Some((kind, handle_of(offset, object), forget))
+        })
+        .collect();
+    for (kind, handle, forget) in kept {
+        // Held meanwhile, so that the last other holder's going does not free the body under us.
+        if let Ok(held) = attach(family, kind, handle) {
+            forget(family, me, held.body(), process);
+        }
     }
 }
 

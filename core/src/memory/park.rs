@@ -7,14 +7,33 @@
 use super::family::Family;
 use crate::deadline::Deadline;
 use crate::sys::{futex, machine};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long a sleeper trusts to be woken.
-pub(crate) const BELT: Duration = Duration::from_secs(1);
+const BELT: Duration = Duration::from_secs(1);
+
+/// [`BELT`]; `PROCESSION_BELT` sets another number of seconds, for tests that must see a lost wake-up.
+fn belt() -> Duration {
+    static SECONDS: OnceLock<Duration> = OnceLock::new();
+    *SECONDS.get_or_init(|| {
+        let set = std::env::var("PROCESSION_BELT").ok();
+        let seconds = set.and_then(|text| text.parse().ok());
+        seconds.map_or(BELT, Duration::from_secs)
+    })
+}
 
 /// How often a sleeper looks after a life that the kernel does not tell it about.
 pub(crate) const RECHECK: Duration = Duration::from_millis(20);
+
+/// Asks what this room must know of the machine, once, before anybody of a family can fork: a fork in the middle of
+/// another thread's asking would leave the child waiting for that thread, which it does not have.
+pub(crate) fn prepare() {
+    belt();
+    machine::may_spin();
+    futex::has_waitv();
+}
 
 /// Whose death must wake the sleeper.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +54,7 @@ pub(crate) fn park(
     watch: Watch<'_>,
     deadline: Deadline,
 ) -> futex::Wake {
-    let belt = Deadline::after(BELT);
-    let until = deadline.min(belt);
+    let until = deadline.min(Deadline::after(belt()));
     let wake = match watch {
         Watch::Nobody => futex::wait(word, expected, until),
         Watch::Thread(slot) => {
@@ -47,14 +65,21 @@ pub(crate) fn park(
             } else {
                 until
             };
-            futex::wait_both(word, expected, token.word(), token.watch(), until, RECHECK)
+            // Dead since the caller looked: nothing will wake us, look again.
+            let Some(alive) = token.watch() else {
+                return futex::Wake::Look;
+            };
+            futex::wait_both(word, expected, token.word(), alive, until, RECHECK)
         }
         Watch::Threads(slots) => {
             let mut words = Vec::with_capacity(slots.len() + 1);
             words.push((word, expected));
             for &slot in slots {
                 let token = &family.thread(slot).token;
-                words.push((token.word(), token.watch()));
+                let Some(alive) = token.watch() else {
+                    return futex::Wake::Look;
+                };
+                words.push((token.word(), alive));
             }
             futex::wait_all(&words, until, RECHECK)
         }
@@ -81,9 +106,10 @@ const BUDGET_MIN: u32 = 32;
 const BUDGET_MAX: u32 = 2048;
 
 impl Spin {
-    pub(crate) fn new() -> Spin {
+    /// A spin ahead of a wait until `deadline`. Who does not wait does not spin either.
+    pub(crate) fn before(deadline: Deadline) -> Spin {
         Spin {
-            left: if machine::may_spin() {
+            left: if deadline != Deadline::PASSED && machine::may_spin() {
                 BUDGET.load(Ordering::Relaxed)
             } else {
                 0

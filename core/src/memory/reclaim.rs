@@ -9,14 +9,16 @@ use super::block::{self, Owner, State};
 use super::family::{Family, Me};
 use super::latch::Acquired;
 use super::object::{self, Handle};
+use super::park::{self, Watch};
 use super::slots::{ProcState, ProcWord, ThreadState, ThreadWord};
 use super::{recover, runs, slabs};
+use crate::deadline::Deadline;
 use crate::fault;
 use crate::sys::token::Life;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A child moves into the slot that its parent prepared; false if the parent is dead and the slot given up.
-pub(crate) fn hatch(family: &Family, index: u32) -> bool {
+/// A child moves into the slot that its parent prepared; false if the slot was given up, and perhaps another's by now.
+pub(crate) fn hatch(family: &Family, index: u32, generation: u32) -> bool {
     let slot = family.process(index);
     let word = slot.state.load(Ordering::Acquire);
     let found = ProcWord::unpack(word);
@@ -25,6 +27,7 @@ pub(crate) fn hatch(family: &Family, index: u32) -> bool {
         ..found
     };
     found.state == ProcState::Embryo
+        && found.generation == generation
         && found.parent.is_some()
         && slot
             .state
@@ -63,8 +66,33 @@ impl Family {
         }
     }
 
-    /// Frees what a dead process owned; nothing if it lives.
-    fn reclaim(&'static self, me: Me, index: u32) {
+    /// Gives up a slot that was prepared for a child, with all that was laid into it; false if the child has moved in.
+    ///
+    /// After `true` no child can move in any more. The caller holds no latch.
+    pub(crate) fn give_up(&'static self, me: Me, index: u32, generation: u32) -> bool {
+        let slot = self.process(index);
+        let word = slot.state.load(Ordering::Acquire);
+        let found = ProcWord::unpack(word);
+        let given_up = ProcWord {
+            parent: None,
+            ..found
+        };
+        // DEATH: given up and not freed: the next sweep frees it.
+        let won = found.state == ProcState::Embryo
+            && found.generation == generation
+            && slot
+                .state
+                .compare_exchange(word, given_up.pack(), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok();
+        if won {
+            fault::point("embryo.given_up");
+            self.bury(me, index, generation);
+        }
+        won
+    }
+
+    /// Frees what a dead process owned; nothing if it lives. The caller holds no latch.
+    pub(crate) fn reclaim(&'static self, me: Me, index: u32) {
         let latch = &self.header().reclaim;
         match latch.enter(self, me) {
             // Nothing is half done that is not done again below.
@@ -98,8 +126,11 @@ fn reclaim_in_turn(family: &'static Family, me: Me, index: u32) {
         }
     }
     give_up_embryos(family, me, index);
-    settle_lingering(family, index);
+    settle_threads(family, index);
     tear_down_again(family, me, index);
+    object::forget_process(family, me, index);
+    // DEATH: the objects' books are right again and still hold its bits; they forget it a second time.
+    fault::point("reclaim.forgotten");
     let mut doomed = Vec::new();
     object::with_lifetime(family, me, || {
         object::release_owner(family, me, index, &mut doomed)
@@ -148,17 +179,25 @@ fn give_up_embryos(family: &'static Family, me: Me, parent: u32) {
     }
 }
 
-/// Slots that threads of the process kept for their locks when they ended: nobody will release those now.
-fn settle_lingering(family: &Family, process: u32) {
+/// Recovers all threads of a dead process, also those that ended in peace and kept their slots for locks.
+fn settle_threads(family: &Family, process: u32) {
     for (index, slot) in family.threads().iter().enumerate() {
-        let found = ThreadWord::unpack(slot.state.load(Ordering::Acquire));
-        if found.state == ThreadState::Lingering && found.process == process {
+        loop {
+            let found = ThreadWord::unpack(slot.state.load(Ordering::Acquire));
+            if found.state == ThreadState::Free || found.process != process {
+                break;
+            }
             match slot.token.probe() {
-                Life::Held => {}
                 Life::Died => recover::recover(family, index as u32),
                 Life::Free => {
                     recover::settle(family, index as u32);
                     slot.token.release();
+                }
+                // Someone looks at it, or recovers it just now. Should he die over it, the token comes to us.
+                Life::Held => {
+                    let held = slot.token.word().load(Ordering::Acquire);
+                    let moment = Deadline::after(park::RECHECK);
+                    park::park(family, slot.token.word(), held, Watch::Nobody, moment);
                 }
             }
         }
@@ -220,6 +259,16 @@ pub(crate) fn lease_place(family: &Family, offset: u64, owner: Owner, capacity: 
     offset + object::references_length(object::read_count(family, offset, capacity) as usize)
 }
 
+/// The handle that stands in a block after its list of handles: that of a leased block's queue, of a pipe.
+pub(crate) fn named_after(family: &Family, offset: u64) -> Handle {
+    let named = family.block_at(offset).and_then(|(block, owner)| {
+        let place = lease_place(family, offset, owner, block.capacity);
+        let word = family.region().view::<AtomicU64>(place)?;
+        Ok(word.load(Ordering::Acquire))
+    });
+    Handle::from_bits(named.unwrap_or(0))
+}
+
 fn free_blocks(family: &'static Family, me: Me, process: u32) {
     let mut doomed = Vec::new();
     for (offset, word) in owned_by(family, process, State::Private) {
@@ -238,8 +287,15 @@ fn free_blocks(family: &'static Family, me: Me, process: u32) {
     object::destroy_all(family, me, doomed);
 }
 
-/// The blocks, small and large, that a process owns in the given state.
+/// The blocks that a process owns in the given state.
 fn owned_by(family: &'static Family, process: u32, state: State) -> Vec<(u64, &'static AtomicU64)> {
+    let mut found = in_state(family, state);
+    found.retain(|(_, word)| Owner::unpack(word.load(Ordering::Acquire)).process == process);
+    found
+}
+
+/// The blocks, small and large, in the given state, with their owner words.
+pub(crate) fn in_state(family: &'static Family, state: State) -> Vec<(u64, &'static AtomicU64)> {
     let mut found = Vec::new();
     for (unit, owner) in runs::walk(family) {
         if owner.state == State::Slab {
@@ -248,9 +304,9 @@ fn owned_by(family: &'static Family, process: u32, state: State) -> Vec<(u64, &'
             };
             found.extend(blocks.filter(|(_, word)| {
                 let owner = Owner::unpack(word.load(Ordering::Acquire));
-                owner.state == state && owner.process == process
+                owner.state == state
             }));
-        } else if owner.state == state && owner.process == process {
+        } else if owner.state == state {
             found.push((family.unit_offset(unit), &family.units()[unit as usize]));
         }
     }

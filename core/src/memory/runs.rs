@@ -106,7 +106,7 @@ fn join(family: &Family, unit: u64) -> Owner {
             } else {
                 follower.units
             };
-            cool_down(family, u64::from(warm));
+            cool(family, u64::from(warm));
             owner.state = State::Free;
         }
         owner.units += follower.units;
@@ -135,7 +135,7 @@ fn split(family: &Family, me: Me, unit: u64, owner: Owner, units: u64) {
     // DEATH: the rest's head is written where no walk comes by yet; the run is still one and free.
     fault::point("runs.split");
     if owner.state == State::Warm {
-        cool_down(family, units);
+        cool(family, units);
     }
     let taken = Owner {
         state: State::Private,
@@ -185,11 +185,11 @@ fn grow(family: &'static Family, units: u64) -> Result<(u64, Owner)> {
 pub(crate) fn free(family: &Family, unit: u64) {
     let owner = read(family, unit);
     let length = u64::from(owner.units);
-    if warm_up(family, length) {
+    if warm(family, length) {
         set(family, unit, State::Warm);
         return;
     }
-    cool_down(family, length);
+    cool(family, length);
     // DEATH: the pages are gone and the run is still the dead process's; reclaim gives it back.
     memory::give_back(
         family.region().fd(),
@@ -200,26 +200,30 @@ pub(crate) fn free(family: &Family, unit: u64) {
     set(family, unit, State::Free);
 }
 
-/// Counts units as free with their pages kept; false if that is more than the family keeps.
-pub(crate) fn warm_up(family: &Family, units: u64) -> bool {
+/// Counts units as warm; says whether so many may stay so.
+pub(crate) fn warm(family: &Family, units: u64) -> bool {
     let header = family.header();
     let before = header.warm.fetch_add(units, Ordering::Relaxed);
-    // The count drifts, also below zero: it is a hint.
-    before.wrapping_add(units) as i64 <= header.keep_warm.load(Ordering::Relaxed) as i64
+    before.saturating_add(units) <= header.keep_warm.load(Ordering::Relaxed)
 }
 
-/// Takes back [`warm_up`].
-pub(crate) fn cool_down(family: &Family, units: u64) {
-    family.header().warm.fetch_sub(units, Ordering::Relaxed);
-}
-
-/// Counts the warm units anew: deaths between two stores make the count drift.
-pub(crate) fn count_warm(family: &Family) {
-    let warm = walk(family).map(|(first, owner)| match owner.state {
-        State::Warm => u64::from(owner.units),
-        State::Slab if slabs::is_idle(family, first) => u64::from(owner.units),
-        _ => 0,
+/// Counts units as warm no more. The count is a hint that may have drifted: it stops at zero.
+pub(crate) fn cool(family: &Family, units: u64) {
+    let warm = &family.header().warm;
+    let _ = warm.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |warm| {
+        Some(warm.saturating_sub(units))
     });
+}
+
+/// Counts the warm units anew, free runs and idle slabs: deaths between two stores make the count drift.
+pub(crate) fn count_warm(family: &Family) {
+    let warm = walk(family)
+        .filter(|(unit, owner)| match owner.state {
+            State::Warm => true,
+            State::Slab => super::slabs::is_idle(family, *unit),
+            _ => false,
+        })
+        .map(|(_, owner)| u64::from(owner.units));
     family.header().warm.store(warm.sum(), Ordering::Relaxed);
 }
 

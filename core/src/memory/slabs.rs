@@ -156,7 +156,7 @@ fn take(family: &'static Family, me: Me, offset: u64) -> Result<bool> {
     slab.live.fetch_add(1, Ordering::Relaxed);
     if slab.idle.load(Ordering::Relaxed) != BUSY && slab.idle.swap(BUSY, Ordering::Relaxed) == IDLE
     {
-        runs::cool_down(family, SLAB_UNITS);
+        runs::cool(family, SLAB_UNITS);
     }
     let _ = first;
     Ok(true)
@@ -202,9 +202,9 @@ pub(crate) fn free(family: &'static Family, me: Me, offset: u64) {
 
 /// The last block of a slab is about to be free: lets the slab rest warm, or gives its pages back.
 fn rest(family: &'static Family, me: Me, slab: &SlabHeader, first: u64) {
-    let keep = runs::warm_up(family, SLAB_UNITS);
+    let stays = runs::warm(family, SLAB_UNITS);
     slab.idle.store(IDLE, Ordering::Relaxed);
-    if keep {
+    if stays {
         return;
     }
     // Whoever holds all blocks of a slab may do with it as he likes. The caller holds one still.
@@ -224,7 +224,7 @@ fn rest(family: &'static Family, me: Me, slab: &SlabHeader, first: u64) {
             SLAB - start,
         );
         slab.idle.store(EMPTY, Ordering::Relaxed);
-        runs::cool_down(family, SLAB_UNITS);
+        runs::cool(family, SLAB_UNITS);
     }
     release_all(words, &held.taken);
 }
@@ -401,7 +401,7 @@ fn retire(
         return false;
     }
     if slab.idle.swap(BUSY, Ordering::Relaxed) == IDLE {
-        runs::cool_down(family, SLAB_UNITS);
+        runs::cool(family, SLAB_UNITS);
     }
     // DEATH: all blocks are the dead process's, and so is the slab; reclaim frees the one and orphans the other.
     fault::point("slabs.retiring");
@@ -459,7 +459,7 @@ pub(crate) fn blocks(
     Ok(used.map(move |(index, word)| (start + index as u64 * (LINE << class), word)))
 }
 
-/// Whether no block of the slab is in use and its pages are kept.
+/// Whether no block of a slab is in use and its pages are kept.
 pub(crate) fn is_idle(family: &Family, first: u64) -> bool {
     header_of(family, first).is_ok_and(|slab| slab.idle.load(Ordering::Relaxed) == IDLE)
 }

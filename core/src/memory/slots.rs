@@ -149,17 +149,7 @@ impl Family {
             Ok(Some(me)) => me,
             Ok(None) => {
                 let me = self.claim_thread(self.process_slot()?)?;
-                let seat = Seat {
-                    family: self,
-                    me,
-                    epoch,
-                    held: Cell::new(0),
-                };
-                SEATS.with(|seats| {
-                    let mut seats = seats.borrow_mut();
-                    seats.retain(|seat| seat.epoch == epoch);
-                    seats.push(seat);
-                });
+                self.sit(me);
                 me
             }
             // The thread is being torn down and its seats are gone: it sits for what is left of its life, and the
@@ -168,6 +158,23 @@ impl Family {
         };
         LAST.set((self, epoch, me));
         Ok(me)
+    }
+
+    /// Notes the calling thread's place, to be left when the thread ends.
+    pub(crate) fn sit(&'static self, me: Me) {
+        let epoch = epoch::current();
+        let seat = Seat {
+            family: self,
+            me,
+            epoch,
+            held: Cell::new(0),
+        };
+        SEATS.with(|seats| {
+            let mut seats = seats.borrow_mut();
+            seats.retain(|seat| seat.epoch == epoch);
+            seats.push(seat);
+        });
+        LAST.set((self, epoch, me));
     }
 
     /// Counts locks that the calling thread holds beyond one call.
@@ -189,7 +196,7 @@ impl Family {
     }
 
     /// Gives up the calling thread's place, at the end of the thread.
-    fn leave(&'static self, me: Me, holds_locks: bool) {
+    pub(crate) fn leave(&'static self, me: Me, holds_locks: bool) {
         LAST.set((std::ptr::null(), 0, Me::NOBODY));
         let slot = self.thread(me.slot);
         let seated = ThreadWord::unpack(slot.state.load(Ordering::Relaxed));
@@ -212,7 +219,7 @@ impl Family {
     }
 
     /// Takes a free thread slot for the calling thread.
-    fn claim_thread(&'static self, process: u32) -> Result<Me> {
+    pub(crate) fn claim_thread(&'static self, process: u32) -> Result<Me> {
         let count = self.threads().len() as u32;
         for swept in [false, true] {
             let start = self.header().thread_hint.fetch_add(1, Ordering::Relaxed);
@@ -392,11 +399,12 @@ impl Family {
             ProcState::Free => return true,
             ProcState::Embryo | ProcState::Alive => {}
         }
-        if self.has_living_thread(index) {
-            return false;
-        }
+        // Seen to end: a token that is held still is in the hands of someone who looks at it or recovers it.
         if slot.ended.load(Ordering::Acquire) != 0 {
             return true;
+        }
+        if self.has_living_thread(index) {
+            return false;
         }
         let pid = slot.pid.load(Ordering::Acquire);
         if pid == 0 {

@@ -238,3 +238,21 @@ fn a_block_keeps_alive_the_objects_it_lists() {
     assert_eq!(family.fsck().unwrap().objects, 0);
     assert_sound(family);
 }
+
+#[test]
+fn idle_slabs_stay_counted_as_warm_when_a_reclaimer_counts_anew() {
+    let family = family();
+    let me = family.me().unwrap();
+    let block = family.allocate(me, 100).unwrap();
+    family.free(me, block.offset);
+    super::runs::count_warm(family);
+    for _ in 0..3 {
+        let block = family.allocate(me, 100).unwrap();
+        let warm = family
+            .header()
+            .warm
+            .load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(warm, 0, "the slab is in use");
+        family.free(me, block.offset);
+    }
+}

@@ -35,11 +35,11 @@ use std::time::Duration;
 pub(crate) const QUEUE: u32 = 7;
 
 pub(crate) const KIND: Kind = Kind {
-    name: "queue",
     resume,
     destroy,
     lost,
     check,
+    ..Kind::plain("queue")
 };
 
 shared! {
@@ -613,7 +613,7 @@ fn sleep(
             Err(Error::TimedOut { what })
         };
     }
-    let mut spin = Spin::new();
+    let mut spin = Spin::before(deadline);
     loop {
         if ready() {
             return Ok(());

@@ -2,10 +2,10 @@
 
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::time::Timespec;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What to wait for at a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,20 @@ pub(crate) fn wait_one(fd: BorrowedFd<'_>, interest: Interest, deadline: Deadlin
     Ok(!wait(&[(fd, interest)], deadline)?.is_empty())
 }
 
+/// [`wait_one`] for a wait that no signal cuts: a short one.
+pub(crate) fn wait_one_calmly(
+    fd: BorrowedFd<'_>,
+    interest: Interest,
+    deadline: Deadline,
+) -> Result<bool> {
+    loop {
+        match wait_one(fd, interest, deadline) {
+            Err(Error::Interrupted { .. }) => continue,
+            answer => return answer,
+        }
+    }
+}
+
 /// Whether the other end of a pipe is closed.
 pub(crate) fn has_hung_up(fd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
@@ -69,5 +83,38 @@ pub(crate) fn has_hung_up(fd: BorrowedFd<'_>) -> bool {
             }
             Err(_) => return false,
         }
+    }
+}
+
+/// A descriptor that one thread makes readable to wake another from [`wait`].
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    fd: OwnedFd,
+}
+
+impl Alarm {
+    pub(crate) fn new() -> Result<Alarm> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let fd = rustix::event::eventfd(0, flags).map_err(|e| Error::os("make an eventfd", e))?;
+        Ok(Alarm {
+            fd: super::process::above_stdio(fd)?,
+        })
+    }
+
+    /// Makes it readable.
+    pub(crate) fn ring(&self) {
+        // EAGAIN: it is readable already, 2^64 times over.
+        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+    }
+
+    /// Makes it unreadable until it rings again.
+    pub(crate) fn clear(&self) {
+        let _ = rustix::io::read(&self.fd, &mut [0u8; 8][..]);
+    }
+}
+
+impl AsFd for Alarm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -212,36 +212,71 @@ pub(crate) fn signal(pidfd: BorrowedFd<'_>, number: i32) -> Result<bool> {
 /// Collects a child that ended: `None` while it runs. The answer can be had once.
 ///
 /// Who collected it before us (a SIGCHLD handler, `SIG_IGN`) took the answer along: that is the error `ECHILD`.
-pub(crate) fn collect(pid: u32) -> Result<Option<Ended>> {
-    let mut status = 0;
+pub(crate) fn collect(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     loop {
+        // Not libc's `waitid`: the call itself also tells the memory used. By descriptor, because a number that someone
+        // else collected may be another child's by now.
         // SAFETY: both pointers are valid for writing.
-        let got = unsafe {
-            libc::wait4(
-                pid as libc::pid_t,
-                &raw mut status,
-                libc::WNOHANG,
+        let code = unsafe {
+            libc::syscall(
+                libc::SYS_waitid,
+                libc::P_PIDFD,
+                pidfd.as_raw_fd(),
+                info.as_mut_ptr(),
+                libc::WEXITED | libc::WNOHANG,
                 usage.as_mut_ptr(),
             )
         };
-        match got {
-            0 => return Ok(None),
-            -1 => match io::Error::last_os_error() {
-                e if e.raw_os_error() == Some(libc::EINTR) => continue,
-                e => return Err(Error::os("collect a child", e)),
-            },
-            _ => break,
+        if code == 0 {
+            break;
+        }
+        match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::EINTR) => continue,
+            e => return Err(Error::os("collect a child", e)),
         }
     }
-    // SAFETY: zeroed before, filled by the kernel.
-    let peak_memory = unsafe { usage.assume_init() }.ru_maxrss.max(0) as u64 * 1024;
-    let code = if libc::WIFSIGNALED(status) {
-        -libc::WTERMSIG(status)
-    } else {
-        libc::WEXITSTATUS(status)
+    // SAFETY: zeroed before, filled by the kernel; a child's siginfo has a pid and a status.
+    let (pid, status, usage, info) = unsafe {
+        let info = info.assume_init();
+        (
+            info.si_pid(),
+            info.si_status(),
+            usage.assume_init(),
+            info.si_code,
+        )
     };
-    Ok(Some(Ended { code, peak_memory }))
+    if pid == 0 {
+        return Ok(None);
+    }
+    let code = if info == libc::CLD_EXITED {
+        status
+    } else {
+        -status
+    };
+    Ok(Some(Ended {
+        code,
+        peak_memory: usage.ru_maxrss.max(0) as u64 * 1024,
+    }))
+}
+
+/// Kills a process by number. Only for one that was there a moment ago.
+pub(crate) fn kill_number(pid: u32) {
+    if let Ok(pid) = as_pid(pid) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Kills and collects a child that nobody will ever hear of.
+pub(crate) fn abandon(pid: u32) {
+    // SAFETY: plain system calls; the number is our child's, because it was not collected yet.
+    unsafe {
+        libc::kill(pid as libc::pid_t, libc::SIGKILL);
+        while libc::waitpid(pid as libc::pid_t, std::ptr::null_mut(), 0) < 0
+            && io::Error::last_os_error().raw_os_error() == Some(libc::EINTR)
+        {}
+    }
 }
 
 /// Dies by SIGKILL as soon as the other end of the pipe `line` is closed, whatever this process is doing then, even
@@ -276,6 +311,19 @@ pub(crate) fn unblock_signals() {
         let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Holds back, in this thread, what a terminal sends to all of its processes; [`unblock_signals`] ends that.
+pub(crate) fn hold_back_terminal() {
+    // SAFETY: a set that is initialised before use.
+    unsafe {
+        let mut held = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(held.as_mut_ptr());
+        for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP] {
+            libc::sigaddset(held.as_mut_ptr(), signal);
+        }
+        libc::sigprocmask(libc::SIG_BLOCK, held.as_ptr(), std::ptr::null_mut());
     }
 }
 
@@ -322,6 +370,14 @@ pub(crate) fn adopt_fd(number: RawFd) -> Option<OwnedFd> {
     }
 }
 
+/// Closes a descriptor by number.
+///
+/// For a forked child alone, whose copies of its parent's owned descriptors nobody will drop.
+pub(crate) fn close_number(number: RawFd) {
+    // SAFETY: the number's owner is a copy of the parent's that never closes it: see `process::kept`.
+    unsafe { libc::close(number) };
+}
+
 /// A pipe, closed on exec: (read end, write end).
 pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -332,6 +388,36 @@ pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 /// The path of the running program, which stays right when its file was replaced.
 pub(crate) fn own_program() -> &'static CStr {
     c"/proc/self/exe"
+}
+
+/// Takes a variable out of the environment.
+pub(crate) fn take_variable(name: &str) -> Option<OsString> {
+    let value = std::env::var_os(name)?;
+    set_variable(OsStr::new(name), None);
+    Some(value)
+}
+
+/// Sets a variable of the environment, or removes it.
+///
+/// Called where a program begins: first thing in `main`, and in the one thread of a forked child.
+pub(crate) fn set_variable(name: &OsStr, value: Option<&OsStr>) {
+    // SAFETY: std's own lock keeps Rust code apart; other code that reads the environment has not begun yet.
+    unsafe {
+        match value {
+            Some(value) => std::env::set_var(name, value),
+            None => std::env::remove_var(name),
+        }
+    }
+}
+
+/// Where nothing is read and everything is swallowed.
+pub(crate) fn null_device() -> Result<OwnedFd> {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(|e| Error::os("open `/dev/null`", e))?;
+    above_stdio(file.into())
 }
 
 /// Leaves the parent's session, so that the terminal's signals go past this process.

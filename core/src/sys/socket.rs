@@ -8,7 +8,7 @@ use rustix::net::{
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// The most descriptors that one packet carries (the kernel's `SCM_MAX_FD` is 253).
 pub(crate) const FDS_MAX: usize = 64;
@@ -103,6 +103,63 @@ pub(crate) fn recv(
             Received::Packet(answer.bytes)
         });
     }
+}
+
+/// Looks at the packet that starts `skip` bytes after the first one's start, and takes nothing.
+///
+/// The place to look from belongs to the socket, not to the caller: one process at a time.
+pub(crate) fn look(socket: BorrowedFd<'_>, skip: u64, buffer: &mut [u8]) -> Result<Received> {
+    set_peek_offset(socket, skip)?;
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::TRUNC;
+    loop {
+        return match rustix::net::recv(socket, &mut *buffer, flags) {
+            Ok((_, 0)) => Ok(Received::End),
+            Ok((_, length)) => Ok(Received::Packet(length)),
+            Err(Errno::INTR) => continue,
+            Err(Errno::AGAIN) => Ok(Received::Nothing),
+            Err(e) => Err(Error::os("look at a packet", e)),
+        };
+    }
+}
+
+/// [`look`], with copies of the packet's descriptors.
+pub(crate) fn look_with_fds(
+    socket: BorrowedFd<'_>,
+    skip: u64,
+    buffer: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> Result<Received> {
+    set_peek_offset(socket, skip)?;
+    recv(socket, buffer, fds, true)
+}
+
+/// Where the next look starts. (rustix does not name the option.)
+#[expect(unsafe_code, reason = "sets a socket option through libc")]
+fn set_peek_offset(socket: BorrowedFd<'_>, skip: u64) -> Result<()> {
+    let skip = libc::c_int::try_from(skip).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the option's value is an int that lives until the call returns.
+    let code = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const skip).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(Error::os(
+            "look into the locker",
+            std::io::Error::last_os_error(),
+        ))
+    }
+}
+
+/// How many bytes lie in the socket, in all of its packets.
+pub(crate) fn bytes_unread(socket: BorrowedFd<'_>) -> Result<u64> {
+    rustix::io::ioctl_fionread(socket).map_err(|e| Error::os("look into the locker", e))
 }
 
 /// How many bytes may lie in the socket unread; large enough that small messages seldom wait.

@@ -13,6 +13,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// What the kernel sets for sleepers (`FUTEX_WAITERS`).
 const WAITERS: u32 = 0x8000_0000;
 
+/// What the kernel sets in place of an owner that died (`FUTEX_OWNER_DIED`).
+const OWNER_DIED: u32 = 0x4000_0000;
+
+/// The bits that number the owner (`FUTEX_TID_MASK`).
+const OWNER: u32 = 0x3fff_ffff;
+
 /// Where the futex word lies in a `pthread_mutex_t`: first in glibc, after the type in musl.
 const WORD: usize = if cfg!(target_env = "musl") { 4 } else { 0 };
 
@@ -94,12 +100,64 @@ impl Token {
         unsafe { &*self.mutex.get().cast::<u8>().add(WORD).cast::<AtomicU32>() }
     }
 
-    /// Asks the kernel to wake a sleeper when the owner dies, and tells the value to sleep on.
-    pub(crate) fn watch(&self) -> u32 {
-        let seen = self.word().load(Ordering::Acquire);
-        if seen & WAITERS != 0 {
-            return seen;
+    /// Asks the kernel to wake a sleeper when the owner dies, and tells the value to sleep on; `None` when the owner is
+    /// dead already, and the kernel has nothing more to tell.
+    ///
+    /// A token without an owner is left as it is: a word that says only `WAITERS` would never be free again.
+    pub(crate) fn watch(&self) -> Option<u32> {
+        let mut seen = self.word().load(Ordering::Acquire);
+        loop {
+            if seen & OWNER_DIED != 0 {
+                return None;
+            }
+            if seen & WAITERS != 0 || seen & OWNER == 0 {
+                return Some(seen);
+            }
+            let flagged = seen | WAITERS;
+            match self
+                .word()
+                .compare_exchange(seen, flagged, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return Some(flagged),
+                Err(now) => seen = now,
+            }
         }
-        self.word().fetch_or(WAITERS, Ordering::AcqRel) | WAITERS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> Box<Token> {
+        let token = Box::new(Token {
+            // SAFETY: bytes of a mutex that `init` makes one.
+            mutex: UnsafeCell::new(unsafe { std::mem::zeroed() }),
+        });
+        token.init().unwrap();
+        token
+    }
+
+    #[test]
+    fn watching_a_free_token_leaves_it_free() {
+        let token = token();
+        assert_eq!(token.watch(), Some(0));
+        assert_eq!(token.probe(), Life::Free);
+        token.release();
+    }
+
+    #[test]
+    fn a_dead_owner_leaves_nothing_to_sleep_on() {
+        let token = token();
+        std::thread::scope(|scope| {
+            // Joined by hand: a scope waits for the closure alone, not for the thread's end.
+            let owner = scope.spawn(|| assert_eq!(token.probe(), Life::Free));
+            owner.join().unwrap();
+        });
+        assert_eq!(token.watch(), None);
+        assert_eq!(token.probe(), Life::Died);
+        token.release_recovered();
+        assert_eq!(token.probe(), Life::Free);
+        token.release();
     }
 }
