@@ -79,9 +79,25 @@ fn main() {
         }
     }
     if complete {
-        for point in proof::points_without_operation(&rows) {
-            println!("FAILED no operation passes the fault point `{point}`: add one to the table");
-            failed += 1;
+        let missing = proof::points_without_operation(&rows);
+        for point in &missing {
+            if operations::AWAITED.contains(&point.as_str()) {
+                println!("not covered yet: the fault point `{point}`");
+            } else {
+                println!(
+                    "FAILED no operation passes the fault point `{point}`: add one to the table"
+                );
+                failed += 1;
+            }
+        }
+        let covered = |point: &&&str| !missing.iter().any(|name| name == **point);
+        for point in operations::AWAITED.iter().filter(covered) {
+            if procession_core::testing::passed().is_some() {
+                println!(
+                    "FAILED the fault point `{point}` is covered: take it from the list of those awaited"
+                );
+                failed += 1;
+            }
         }
     }
     if let Ok(path) = std::env::var("PROCESSION_TABLE") {

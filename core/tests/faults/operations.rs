@@ -26,3 +26,29 @@ pub fn family_keeping(warm: u64) -> &'static Family {
         .create()
         .expect("an arena")
 }
+
+/// Fault points whose operations are not in the table yet: each run names them, and one that is passed must go from here.
+pub const AWAITED: &[&str] = &[
+    "barrier.changed",
+    "barrier.taken",
+    "condition.inherited",
+    "condition.told",
+    "embryo.given_up",
+    "event.set",
+    "guarded.written",
+    "locker.ticket",
+    "locker.turned",
+    "pipe.counted",
+    "pipe.in_transit",
+    "pipe.received",
+    "pipe.seized",
+    "pipe.taken",
+    "pool.answered",
+    "pool.claimed",
+    "semaphore.booked",
+    "semaphore.forgotten",
+    "semaphore.given",
+    "zygote.collected",
+    "zygote.forked",
+    "zygote.requested",
+];

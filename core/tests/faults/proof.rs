@@ -120,8 +120,9 @@ pub fn prove(operation: &Operation, extent: Extent) -> Row {
 /// `count` of the numbers below `all`, evenly.
 fn spread(all: usize, count: usize) -> BTreeSet<usize> {
     let count = count.min(all);
-    // The first state is the one before the operation: start after it.
-    (0..count).map(|i| (i + 1) * all / count - 1).collect()
+    (0..count)
+        .map(|i| (2 * i + 1) * all / (2 * count))
+        .collect()
 }
 
 /// Steps a process and calls `at` in each state that was not seen before, the one before the first step included.
