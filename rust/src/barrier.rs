@@ -36,9 +36,12 @@ pub struct Barrier {
     engine: Engine,
 }
 
-travels!(Barrier, "a barrier", |barrier| barrier.engine.handle(), |family, handle| {
-    Engine::attach(family, handle).map(|engine| Barrier { engine })
-});
+travels!(
+    Barrier,
+    "a barrier",
+    |barrier| barrier.engine.handle(),
+    |family, handle| { Engine::attach(family, handle).map(|engine| Barrier { engine }) }
+);
 
 impl Barrier {
     /// Creates a barrier for so many.

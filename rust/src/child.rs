@@ -50,7 +50,10 @@ pub(crate) fn run(started: Started) -> ! {
     std::process::exit(code)
 }
 
-#[expect(clippy::print_stderr, reason = "a parent that cannot be answered can only be shown")]
+#[expect(
+    clippy::print_stderr,
+    reason = "a parent that cannot be answered can only be shown"
+)]
 fn obey(started: Started) -> i32 {
     let Started {
         family,
@@ -66,7 +69,9 @@ fn obey(started: Started) -> i32 {
         }
     };
     let rest = payload.len() - rest.len();
-    let reply = greeting.reply.map(|Named(handle)| Queue::attach(family, handle));
+    let reply = greeting
+        .reply
+        .map(|Named(handle)| Queue::attach(family, handle));
     let reply = match reply.transpose() {
         Ok(reply) => reply,
         Err(error) => {

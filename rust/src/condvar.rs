@@ -36,9 +36,12 @@ pub struct Condvar {
     engine: Condition,
 }
 
-travels!(Condvar, "a condition variable", |condvar| condvar.engine.handle(), |family, handle| {
-    Condition::attach(family, handle).map(|engine| Condvar { engine })
-});
+travels!(
+    Condvar,
+    "a condition variable",
+    |condvar| condvar.engine.handle(),
+    |family, handle| { Condition::attach(family, handle).map(|engine| Condvar { engine }) }
+);
 
 impl Condvar {
     /// Creates one that nobody waits for.
@@ -63,7 +66,8 @@ impl Condvar {
         &self,
         guard: MutexGuard<'a, T>,
     ) -> Result<MutexGuard<'a, T>, LockError<'a, T>> {
-        self.wait_until(guard, Deadline::NEVER).map(|(guard, _)| guard)
+        self.wait_until(guard, Deadline::NEVER)
+            .map(|(guard, _)| guard)
     }
 
     /// [`wait`](Condvar::wait) for at most so long; also whether it was notified.
@@ -156,6 +160,8 @@ impl Condvar {
 
 impl fmt::Debug for Condvar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Condvar").field("waiting", &self.engine.waiting()).finish()
+        f.debug_struct("Condvar")
+            .field("waiting", &self.engine.waiting())
+            .finish()
     }
 }

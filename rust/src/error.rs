@@ -63,7 +63,9 @@ pub enum Error {
     NotInitialized,
 
     /// The function does not lie in the program itself, so that a child could not find it.
-    #[error("failed to send the function `{function}`: it lies in a library that was loaded separately")]
+    #[error(
+        "failed to send the function `{function}`: it lies in a library that was loaded separately"
+    )]
     ForeignFunction {
         /// The function.
         function: &'static str,
@@ -81,7 +83,10 @@ impl Error {
         let Error::Engine(error) = self else {
             return false;
         };
-        matches!(error, core::Error::Closed { .. } | core::Error::EndOfFile { .. })
+        matches!(
+            error,
+            core::Error::Closed { .. } | core::Error::EndOfFile { .. }
+        )
     }
 
     /// Whether the barrier is broken.

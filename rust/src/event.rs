@@ -31,9 +31,12 @@ pub struct Event {
     engine: Engine,
 }
 
-travels!(Event, "an event", |event| event.engine.handle(), |family, handle| {
-    Engine::attach(family, handle).map(|engine| Event { engine })
-});
+travels!(
+    Event,
+    "an event",
+    |event| event.engine.handle(),
+    |family, handle| { Engine::attach(family, handle).map(|engine| Event { engine }) }
+);
 
 impl Event {
     /// Creates an event that is not set.

@@ -97,11 +97,18 @@ unsafe extern "C" fn look_at(
     };
     let loaded = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD;
     let anchor = (&raw const ANCHOR).addr();
-    if !headers.iter().filter(loaded).any(|header| range(header).contains(&anchor)) {
+    if !headers
+        .iter()
+        .filter(loaded)
+        .any(|header| range(header).contains(&anchor))
+    {
         return 0;
     }
     found.base = base;
-    let text = headers.iter().filter(loaded).filter(|header| header.p_flags & libc::PF_X != 0);
+    let text = headers
+        .iter()
+        .filter(loaded)
+        .filter(|header| header.p_flags & libc::PF_X != 0);
     for range in text.map(range) {
         let joined = if found.text.is_empty() {
             range
@@ -110,11 +117,14 @@ unsafe extern "C" fn look_at(
         };
         found.text = joined;
     }
-    let notes = headers.iter().filter(|header| header.p_type == libc::PT_NOTE);
+    let notes = headers
+        .iter()
+        .filter(|header| header.p_type == libc::PT_NOTE);
     for range in notes.map(range) {
         // SAFETY: a segment of notes is part of a loaded one, and nobody writes there.
-        let notes =
-            unsafe { std::slice::from_raw_parts(range.start as *const u8, range.end - range.start) };
+        let notes = unsafe {
+            std::slice::from_raw_parts(range.start as *const u8, range.end - range.start)
+        };
         if let Some(id) = build_id(notes) {
             found.build = Build::Note(id.to_vec());
             return 1;
@@ -193,7 +203,9 @@ mod tests {
 
     #[test]
     fn notes_that_are_cut_short_have_no_build() {
-        let note = [4, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0, b'G', b'N', b'U', 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        let note = [
+            4, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0, b'G', b'N', b'U', 0, 1, 2, 3, 4, 5, 6, 7, 8,
+        ];
         assert_eq!(build_id(&note), Some(&note[16..]));
         for length in 0..note.len() {
             assert_eq!(build_id(&note[..length]), None);

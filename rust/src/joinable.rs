@@ -47,9 +47,12 @@ pub struct JoinableQueue<T> {
     values: PhantomData<fn(T) -> T>,
 }
 
-travels!(JoinableQueue<T>, "a queue", |queue| queue.engine.handle(), |family, handle| {
-    core::Queue::attach(family, handle).map(JoinableQueue::over)
-});
+travels!(
+    JoinableQueue<T>,
+    "a queue",
+    |queue| queue.engine.handle(),
+    |family, handle| { core::Queue::attach(family, handle).map(JoinableQueue::over) }
+);
 
 impl<T> JoinableQueue<T> {
     /// Creates a queue without a limit.
@@ -341,7 +344,9 @@ impl<T> Delivery<T> {
 
 impl<T> Drop for Delivery<T> {
     fn drop(&mut self) {
-        let Some(parts) = self.parts.take() else { return };
+        let Some(parts) = self.parts.take() else {
+            return;
+        };
         // In a forked child, whose copy is not on loan to it, this does nothing. Should it fail otherwise, the message is on loan until this process ends, and then the same comes to pass.
         let _ = if parts.engine.redelivers() {
             parts.engine.give_back(parts.message)
@@ -402,12 +407,17 @@ impl<T> JoinableQueueBuilder<T> {
 
     /// Creates the queue.
     pub fn create(self) -> Result<JoinableQueue<T>> {
-        Ok(JoinableQueue::over(core::Queue::create(family()?, &self.options)?))
+        Ok(JoinableQueue::over(core::Queue::create(
+            family()?,
+            &self.options,
+        )?))
     }
 }
 
 impl<T> fmt::Debug for JoinableQueueBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("JoinableQueueBuilder").field(&self.options).finish()
+        f.debug_tuple("JoinableQueueBuilder")
+            .field(&self.options)
+            .finish()
     }
 }

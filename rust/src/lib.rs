@@ -62,9 +62,7 @@ pub use event::Event;
 pub use joinable::{Deliveries, Delivery, JoinableQueue, JoinableQueueBuilder};
 pub use mutex::{LockError, Mutex, MutexGuard, Repair};
 pub use panics::Panic;
-pub use pool::{
-    JobError, JobHandle, JobOptions, Map, MapUnordered, Pool, PoolBuilder, WorkerDied,
-};
+pub use pool::{JobError, JobHandle, JobOptions, Map, MapUnordered, Pool, PoolBuilder, WorkerDied};
 pub use process::{Builder, Death, JoinError, Process, StartMethod, Stdio};
 pub use procession_core::pool::WorkerStats;
 pub use procession_core::process::{Ending, Exit};

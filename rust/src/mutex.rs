@@ -53,19 +53,24 @@ pub struct Mutex<T> {
     data: PhantomData<fn(T) -> T>,
 }
 
-travels!(Mutex<T>, "a mutex", |mutex| mutex.engine.handle(), |family, handle| {
-    let engine = Guarded::attach(family, handle)?;
-    if engine.len() != size_of::<T>() as u64 {
-        return Err(core::Error::Malformed {
-            what: "mutex",
-            why: "its data is of another type",
-        });
+travels!(
+    Mutex<T>,
+    "a mutex",
+    |mutex| mutex.engine.handle(),
+    |family, handle| {
+        let engine = Guarded::attach(family, handle)?;
+        if engine.len() != size_of::<T>() as u64 {
+            return Err(core::Error::Malformed {
+                what: "mutex",
+                why: "its data is of another type",
+            });
+        }
+        Ok(Mutex {
+            engine,
+            data: PhantomData,
+        })
     }
-    Ok(Mutex {
-        engine,
-        data: PhantomData,
-    })
-});
+);
 
 impl<T: Pod> Mutex<T> {
     /// Creates a free lock with this data.
@@ -81,7 +86,10 @@ impl<T: Pod> Mutex<T> {
             engine: Guarded::create(family()?, size_of::<T>() as u64)?,
             data: PhantomData,
         };
-        mutex.engine.lock(Deadline::NEVER)?.commit(bytemuck::bytes_of(&data))?;
+        mutex
+            .engine
+            .lock(Deadline::NEVER)?
+            .commit(bytemuck::bytes_of(&data))?;
         Ok(mutex)
     }
 
@@ -155,12 +163,10 @@ impl<T: Pod> Mutex<T> {
         }
     }
 
-    fn guard<'a>(
-        &'a self,
-        held: GuardedGuard<'a>,
-    ) -> Result<MutexGuard<'a, T>, LockError<'a, T>> {
+    fn guard<'a>(&'a self, held: GuardedGuard<'a>) -> Result<MutexGuard<'a, T>, LockError<'a, T>> {
         let mut data = T::zeroed();
-        held.read(bytemuck::bytes_of_mut(&mut data)).map_err(Error::from)?;
+        held.read(bytemuck::bytes_of_mut(&mut data))
+            .map_err(Error::from)?;
         let owner_died = held.owner_died();
         let guard = MutexGuard {
             mutex: self,

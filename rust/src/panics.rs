@@ -78,5 +78,6 @@ fn describe(info: &PanicHookInfo<'_>) -> Panic {
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("a panic whose payload is no text").to_owned()
+    text.unwrap_or("a panic whose payload is no text")
+        .to_owned()
 }

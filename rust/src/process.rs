@@ -348,7 +348,13 @@ impl Death {
 
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process `{}` (pid {}) {}", self.name, self.pid, Told(&self.exit))
+        write!(
+            f,
+            "process `{}` (pid {}) {}",
+            self.name,
+            self.pid,
+            Told(&self.exit)
+        )
     }
 }
 
@@ -360,7 +366,10 @@ impl fmt::Display for Told<'_> {
         let exit = self.0;
         match exit.ending {
             Ending::Code(code) if !exit.began => {
-                write!(f, "exited with code {code} before it called `procession::init()`")
+                write!(
+                    f,
+                    "exited with code {code} before it called `procession::init()`"
+                )
             }
             Ending::Code(code) => write!(f, "exited with code {code} before its task returned"),
             Ending::Signal(signal) => {
@@ -549,7 +558,8 @@ impl Builder {
 
     /// Sets a variable in its environment.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Builder {
-        self.env.push((name.as_ref().into(), Some(value.as_ref().into())));
+        self.env
+            .push((name.as_ref().into(), Some(value.as_ref().into())));
         self
     }
 

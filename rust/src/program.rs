@@ -143,9 +143,15 @@ pub(crate) fn check_initialized() -> Result<()> {
 pub(crate) fn arguments_for_children() -> Vec<OsString> {
     match TEST.get() {
         None => std::env::args_os().skip(1).collect(),
-        Some(test) => [test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"]
-            .map(OsString::from)
-            .into(),
+        Some(test) => [
+            test,
+            "--exact",
+            "--include-ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ]
+        .map(OsString::from)
+        .into(),
     }
 }
 
@@ -165,7 +171,10 @@ pub fn enter_test(path: &'static str) {
 
 /// For `#[procession::main]`.
 #[doc(hidden)]
-#[expect(clippy::print_stderr, reason = "the end of a program: nobody else could tell")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the end of a program: nobody else could tell"
+)]
 pub fn run_main<R>(main: fn() -> R) -> R {
     init();
     let answer = main();

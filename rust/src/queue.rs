@@ -39,9 +39,12 @@ pub struct Queue<T> {
     values: PhantomData<fn(T) -> T>,
 }
 
-travels!(Queue<T>, "a queue", |queue| queue.engine.handle(), |family, handle| {
-    core::Queue::attach(family, handle).map(Queue::over)
-});
+travels!(
+    Queue<T>,
+    "a queue",
+    |queue| queue.engine.handle(),
+    |family, handle| { core::Queue::attach(family, handle).map(Queue::over) }
+);
 
 impl<T> Queue<T> {
     /// Creates a queue without a limit: putting never waits.

@@ -35,9 +35,12 @@ pub struct Semaphore {
     engine: Engine,
 }
 
-travels!(Semaphore, "a semaphore", |semaphore| semaphore.engine.handle(), |family, handle| {
-    Engine::attach(family, handle).map(|engine| Semaphore { engine })
-});
+travels!(
+    Semaphore,
+    "a semaphore",
+    |semaphore| semaphore.engine.handle(),
+    |family, handle| { Engine::attach(family, handle).map(|engine| Semaphore { engine }) }
+);
 
 impl Semaphore {
     /// Creates a semaphore with so many permits.

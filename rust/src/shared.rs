@@ -36,10 +36,15 @@ pub struct SharedValue<T> {
     slice: SharedSlice<T>,
 }
 
-travels!(SharedValue<T>, "a shared value", |value| value.slice.engine.handle(), |family, handle| {
-    let slice = SharedSlice::over(Cell::attach(family, handle)?)?;
-    Ok(SharedValue { slice })
-});
+travels!(
+    SharedValue<T>,
+    "a shared value",
+    |value| value.slice.engine.handle(),
+    |family, handle| {
+        let slice = SharedSlice::over(Cell::attach(family, handle)?)?;
+        Ok(SharedValue { slice })
+    }
+);
 
 impl<T: Pod> SharedValue<T> {
     /// Creates one.
@@ -169,9 +174,12 @@ pub struct SharedSlice<T> {
     values: PhantomData<fn(T) -> T>,
 }
 
-travels!(SharedSlice<T>, "a shared slice", |slice| slice.engine.handle(), |family, handle| {
-    SharedSlice::over(Cell::attach(family, handle)?)
-});
+travels!(
+    SharedSlice<T>,
+    "a shared slice",
+    |slice| slice.engine.handle(),
+    |family, handle| { SharedSlice::over(Cell::attach(family, handle)?) }
+);
 
 /// What the engine says cannot happen: every index was compared with the length.
 const INSIDE: &str = "inside the cell, at a multiple of its size";
@@ -208,7 +216,10 @@ impl<T> SharedSlice<T> {
     #[track_caller]
     fn offset(&self, index: usize) -> u64 {
         let length = self.len();
-        assert!(index < length, "index {index} is beyond the end of a shared slice of {length}");
+        assert!(
+            index < length,
+            "index {index} is beyond the end of a shared slice of {length}"
+        );
         (index * Self::SIZE) as u64
     }
 
@@ -216,7 +227,10 @@ impl<T> SharedSlice<T> {
     fn offset_of_range(&self, start: usize, length: usize) -> u64 {
         let whole = self.len();
         let inside = start.checked_add(length).is_some_and(|end| end <= whole);
-        assert!(inside, "{length} values from {start} on are beyond the end of a shared slice of {whole}");
+        assert!(
+            inside,
+            "{length} values from {start} on are beyond the end of a shared slice of {whole}"
+        );
         (start * Self::SIZE) as u64
     }
 }
@@ -305,7 +319,9 @@ impl<T: Pod> SharedSlice<T> {
     #[track_caller]
     pub fn read(&self, start: usize, values: &mut [T]) {
         let offset = self.offset_of_range(start, values.len());
-        self.engine.read(offset, bytemuck::cast_slice_mut(values)).expect(INSIDE);
+        self.engine
+            .read(offset, bytemuck::cast_slice_mut(values))
+            .expect(INSIDE);
     }
 
     /// Copies values in, from `start` on. A process that is killed while it does leaves a part of them.
@@ -320,7 +336,9 @@ impl<T: Pod> SharedSlice<T> {
     #[track_caller]
     pub fn write(&self, start: usize, values: &[T]) {
         let offset = self.offset_of_range(start, values.len());
-        self.engine.write(offset, bytemuck::cast_slice(values)).expect(INSIDE);
+        self.engine
+            .write(offset, bytemuck::cast_slice(values))
+            .expect(INSIDE);
     }
 
     /// Copies a range of them out.
@@ -413,7 +431,12 @@ mod sealed {
 
     pub trait Word: Sized {
         fn swap_in(cell: &Cell, offset: u64, value: Self) -> Self;
-        fn compare_exchange_in(cell: &Cell, offset: u64, current: Self, new: Self) -> Result<Self, Self>;
+        fn compare_exchange_in(
+            cell: &Cell,
+            offset: u64,
+            current: Self,
+            new: Self,
+        ) -> Result<Self, Self>;
     }
 
     pub trait Number: Sized {

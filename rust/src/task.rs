@@ -1,5 +1,8 @@
 //! Functions that run in other processes: how they are named, found and called there.
-#![allow(unsafe_code, reason = "makes a function of its address, and of nothing a value without contents")]
+#![allow(
+    unsafe_code,
+    reason = "makes a function of its address, and of nothing a value without contents"
+)]
 
 use crate::codec::{self, Encoded};
 use crate::error::{Error, Result};

@@ -287,13 +287,6 @@ fn from_environment(name: &'static str) -> Result<Option<u64>> {
 }
 
 impl Family {
-    /// Joins a family by its arena's descriptor.
-    pub(crate) fn attach(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
-        let family = Family::open_for_child(fd, kinds)?;
-        family.local_state()?;
-        Ok(family)
-    }
-
     /// Opens a family by its arena's descriptor, for a child that goes on to [`Family::take_embryo`].
     pub(crate) fn open_for_child(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
         let (length, reserve) = offset::inspect(fd.as_fd())?;

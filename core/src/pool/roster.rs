@@ -326,12 +326,14 @@ impl Pool {
                 .timeout
                 .is_some_and(|timeout| now.saturating_sub(started) > nanos(timeout));
             // Read again: `started` may be the next job's.
-            if overdue && !pending.timed_out && line.job.load(Ordering::Acquire) == job {
-                if let Some(child) = &member.child {
-                    pending.timed_out = true;
-                    member.killed_for = Some(job);
-                    let _ = child.kill();
-                }
+            if overdue
+                && !pending.timed_out
+                && line.job.load(Ordering::Acquire) == job
+                && let Some(child) = &member.child
+            {
+                pending.timed_out = true;
+                member.killed_for = Some(job);
+                let _ = child.kill();
             }
         }
     }

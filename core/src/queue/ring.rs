@@ -19,7 +19,7 @@ use super::{OnDeath, Options};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::memory::block::{Owner, State};
+use crate::memory::block::State;
 use crate::memory::family::{Family, Me};
 use crate::memory::fsck::Fsck;
 use crate::memory::intent::{Intent, Op};

@@ -86,11 +86,6 @@ pub(crate) unsafe fn fork() -> Result<Forked> {
     }
 }
 
-/// How many threads this process has; 1 when it cannot be seen.
-pub(crate) fn thread_count() -> usize {
-    fs::read_dir("/proc/self/task").map_or(1, |tasks| tasks.count().max(1))
-}
-
 /// Runs `prepare` before, `parent` and `child` after every fork of this process.
 pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
     // SAFETY: the handlers are plain functions that live as long as the process.
@@ -418,11 +413,6 @@ pub(crate) fn null_device() -> Result<OwnedFd> {
         .open("/dev/null")
         .map_err(|e| Error::os("open `/dev/null`", e))?;
     above_stdio(file.into())
-}
-
-/// Leaves the parent's session, so that the terminal's signals go past this process.
-pub(crate) fn leave_session() {
-    let _ = rustix::process::setsid();
 }
 
 /// Whether `e` says that there is no such child (any more).

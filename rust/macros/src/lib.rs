@@ -42,13 +42,21 @@ fn expand(tokens: Result<proc_macro2::TokenStream>) -> TokenStream {
 fn no_arguments(arguments: TokenStream) -> Result<()> {
     match proc_macro2::TokenStream::from(arguments) {
         arguments if arguments.is_empty() => Ok(()),
-        arguments => Err(Error::new_spanned(arguments, "this attribute takes no arguments")),
+        arguments => Err(Error::new_spanned(
+            arguments,
+            "this attribute takes no arguments",
+        )),
     }
 }
 
 fn expand_main(function: &ItemFn) -> Result<proc_macro2::TokenStream> {
     refuse_what_main_cannot(function)?;
-    let ItemFn { attrs, vis, sig, block } = function;
+    let ItemFn {
+        attrs,
+        vis,
+        sig,
+        block,
+    } = function;
     let (name, output) = (&sig.ident, &sig.output);
     Ok(quote! {
         #(#attrs)*
@@ -61,7 +69,12 @@ fn expand_main(function: &ItemFn) -> Result<proc_macro2::TokenStream> {
 
 fn expand_test(function: &ItemFn) -> Result<proc_macro2::TokenStream> {
     refuse_what_main_cannot(function)?;
-    let ItemFn { attrs, vis, sig, block } = function;
+    let ItemFn {
+        attrs,
+        vis,
+        sig,
+        block,
+    } = function;
     let (name, output) = (&sig.ident, &sig.output);
     Ok(quote! {
         #[::core::prelude::v1::test]
@@ -78,13 +91,22 @@ fn expand_test(function: &ItemFn) -> Result<proc_macro2::TokenStream> {
 fn refuse_what_main_cannot(function: &ItemFn) -> Result<()> {
     let sig = &function.sig;
     if let Some(token) = &sig.asyncness {
-        return Err(Error::new(token.span(), "an async function needs a runtime: start it in the body"));
+        return Err(Error::new(
+            token.span(),
+            "an async function needs a runtime: start it in the body",
+        ));
     }
     if !sig.inputs.is_empty() {
-        return Err(Error::new_spanned(&sig.inputs, "this function takes no arguments"));
+        return Err(Error::new_spanned(
+            &sig.inputs,
+            "this function takes no arguments",
+        ));
     }
     if !sig.generics.params.is_empty() {
-        return Err(Error::new_spanned(&sig.generics, "this function cannot be generic"));
+        return Err(Error::new_spanned(
+            &sig.generics,
+            "this function cannot be generic",
+        ));
     }
     Ok(())
 }
@@ -92,7 +114,10 @@ fn refuse_what_main_cannot(function: &ItemFn) -> Result<()> {
 fn expand_task(function: &ItemFn) -> Result<proc_macro2::TokenStream> {
     let sig = &function.sig;
     if let Some(token) = &sig.asyncness {
-        return Err(Error::new(token.span(), "a task is a plain function: a worker has no async runtime"));
+        return Err(Error::new(
+            token.span(),
+            "a task is a plain function: a worker has no async runtime",
+        ));
     }
     if !sig.generics.params.is_empty() {
         let why = "a generic function has no one name to register: it can run in other processes without this attribute";
@@ -103,12 +128,18 @@ fn expand_task(function: &ItemFn) -> Result<proc_macro2::TokenStream> {
         match argument {
             FnArg::Typed(typed) => types.push(&typed.ty),
             FnArg::Receiver(receiver) => {
-                return Err(Error::new(receiver.span(), "a task is a function, not a method"));
+                return Err(Error::new(
+                    receiver.span(),
+                    "a task is a function, not a method",
+                ));
             }
         }
     }
     if types.len() > 8 {
-        return Err(Error::new_spanned(&sig.inputs, "a task has at most 8 arguments: pass a struct or a tuple"));
+        return Err(Error::new_spanned(
+            &sig.inputs,
+            "a task has at most 8 arguments: pass a struct or a tuple",
+        ));
     }
     let output = match &sig.output {
         ReturnType::Default => quote!(()),

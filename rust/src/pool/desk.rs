@@ -188,7 +188,14 @@ impl Desk {
     ) -> (MutexGuard<'a, State>, Result<bool>) {
         if state.leading {
             let in_time = !deadline.has_passed();
-            return (if in_time { sleep(state, id, deadline) } else { state }, Ok(in_time));
+            return (
+                if in_time {
+                    sleep(state, id, deadline)
+                } else {
+                    state
+                },
+                Ok(in_time),
+            );
         }
         state.leading = true;
         drop(state);
@@ -244,7 +251,10 @@ impl Desk {
         let mut state = self.state();
         while !state.over {
             state = match deadline.remaining() {
-                None => self.over.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => self
+                    .over
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
                 Some(rest) if rest.is_zero() => return Ok(false),
                 Some(rest) => {
                     let woken = self.over.wait_timeout(state, rest);
@@ -257,7 +267,11 @@ impl Desk {
 }
 
 /// Sleeps until something comes to this place, or it should lead.
-fn sleep(mut state: MutexGuard<'_, State>, id: InboxId, deadline: Deadline) -> MutexGuard<'_, State> {
+fn sleep(
+    mut state: MutexGuard<'_, State>,
+    id: InboxId,
+    deadline: Deadline,
+) -> MutexGuard<'_, State> {
     let Some(inbox) = state.inboxes.get_mut(&id) else {
         return state;
     };

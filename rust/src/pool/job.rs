@@ -312,7 +312,11 @@ pub struct WorkerDied {
 }
 
 impl WorkerDied {
-    fn new(died: engine::WorkerDied, task: &'static str, items: Option<Range<usize>>) -> WorkerDied {
+    fn new(
+        died: engine::WorkerDied,
+        task: &'static str,
+        items: Option<Range<usize>>,
+    ) -> WorkerDied {
         WorkerDied {
             pid: died.pid,
             exit: died.exit,

@@ -96,7 +96,11 @@ where
                     ChunkState::Refused(error)
                 }
             };
-            self.calls.push_back(Chunk { first, count, state });
+            self.calls.push_back(Chunk {
+                first,
+                count,
+                state,
+            });
         }
     }
 
@@ -112,9 +116,10 @@ where
         let Some(outcome) = self.pool.desk.wait(self.inbox, Deadline::NEVER)? else {
             return Ok(());
         };
-        let away = self.calls.iter_mut().find(|call| {
-            matches!(call.state, ChunkState::Away(job) if job == outcome.job)
-        });
+        let away = self
+            .calls
+            .iter_mut()
+            .find(|call| matches!(call.state, ChunkState::Away(job) if job == outcome.job));
         if let Some(call) = away {
             call.state = ChunkState::Back(outcome);
         }

@@ -132,7 +132,13 @@ impl Pool {
         F: Task<A>,
         A: Serialize + DeserializeOwned,
     {
-        JobHandle::submit(&self.desk, options, Call::once(task)?, &arguments, type_name::<F>())
+        JobHandle::submit(
+            &self.desk,
+            options,
+            Call::once(task)?,
+            &arguments,
+            type_name::<F>(),
+        )
     }
 
     /// Has the workers call `task` with each of the items; the results come in the order of the items.

@@ -42,7 +42,9 @@ pub(super) fn work<F: Task<A, Output = ()>, A>(post: Post, arguments: A) {
         std::process::exit(FAILED_TO_START);
     }
     worker.ready();
-    while let Some(job) = through_signals(|| worker.next(Deadline::NEVER)).expect("the pool's queue") {
+    while let Some(job) =
+        through_signals(|| worker.next(Deadline::NEVER)).expect("the pool's queue")
+    {
         run(&worker, &job);
     }
 }

@@ -24,7 +24,11 @@ fn sleep_for_ever() {
 fn results_come_in_the_order_of_the_items() {
     let pool = Pool::with_workers(3).unwrap();
     for chunk in [1, 7, 1000] {
-        let squares: Vec<u64> = pool.map(square, 0..200).chunk(chunk).collect::<Result<_, _>>().unwrap();
+        let squares: Vec<u64> = pool
+            .map(square, 0..200)
+            .chunk(chunk)
+            .collect::<Result<_, _>>()
+            .unwrap();
         assert_eq!(squares, (0..200).map(square).collect::<Vec<_>>());
     }
 }
@@ -58,7 +62,11 @@ fn items_are_pulled_no_further_than_the_window() {
     assert_eq!(pulled.get(), 0);
     for taken in 1..=50 {
         results.next().unwrap().unwrap();
-        assert!(pulled.get() <= taken + 3 * 2, "{} pulled for {taken}", pulled.get());
+        assert!(
+            pulled.get() <= taken + 3 * 2,
+            "{} pulled for {taken}",
+            pulled.get()
+        );
     }
 }
 
@@ -67,7 +75,9 @@ fn a_map_that_is_dropped_leaves_the_pool_free() {
     let pool = Pool::with_workers(1).unwrap();
     let begun = SharedValue::new(0u32).unwrap();
     let items = (0..100).map(|_| begun.clone());
-    let results = pool.map(|begun: SharedValue<u32>| begun.fetch_add(1), items).window(50);
+    let results = pool
+        .map(|begun: SharedValue<u32>| begun.fetch_add(1), items)
+        .window(50);
     let first: Vec<_> = results.take(1).collect();
     assert!(matches!(first[..], [Ok(0)]));
     assert_eq!(pool.call(square, (3,)).unwrap().join().unwrap(), 9);
@@ -80,7 +90,10 @@ fn a_panic_is_the_result_of_its_item_alone() {
     let pool = Pool::with_workers(2).unwrap();
     for chunk in [1, 4] {
         let results: Vec<_> = pool
-            .map(|n: u32| if n % 5 == 3 { panic!("item {n}") } else { n }, 0..20)
+            .map(
+                |n: u32| if n % 5 == 3 { panic!("item {n}") } else { n },
+                0..20,
+            )
             .chunk(chunk)
             .collect();
         for (n, result) in results.into_iter().enumerate() {
@@ -104,7 +117,13 @@ fn errors_of_the_function_are_results_like_others() {
         .map(parse, ["7", "300"].map(String::from))
         .collect::<Result<_, _>>()
         .unwrap();
-    assert_eq!(results, [Ok(7), Err("number too large to fit in target type".to_string())]);
+    assert_eq!(
+        results,
+        [
+            Ok(7),
+            Err("number too large to fit in target type".to_string())
+        ]
+    );
 }
 
 #[procession::test]
@@ -122,11 +141,20 @@ fn a_killed_worker_costs_its_own_call_and_is_replaced() {
     let Err(JobError::WorkerDied(died)) = lost.join() else {
         panic!("not a death");
     };
-    assert_eq!((died.pid, died.signal(), died.code()), (victim, Some(9), None));
+    assert_eq!(
+        (died.pid, died.signal(), died.code()),
+        (victim, Some(9), None)
+    );
     assert!(died.task.contains("a_killed_worker"), "{}", died.task);
-    assert!(died.to_string().contains("was killed by signal 9 (SIGKILL)"), "{died}");
+    assert!(
+        died.to_string()
+            .contains("was killed by signal 9 (SIGKILL)"),
+        "{died}"
+    );
     assert_eq!(other.join().unwrap(), 49);
-    until("the worker is replaced", || pool.stats().iter().all(|worker| worker.pid != 0));
+    until("the worker is replaced", || {
+        pool.stats().iter().all(|worker| worker.pid != 0)
+    });
     assert!(pool.stats().iter().all(|worker| worker.pid != victim));
     let pids: HashSet<_> = pool
         .map(|_: u32| std::process::id(), 0..50)
@@ -150,7 +178,9 @@ fn a_call_of_a_killed_worker_is_made_again_if_it_may_be() {
     assert_eq!(job.join().unwrap(), 2);
     tries.store(0);
     let too_few = JobOptions::new().retries(1);
-    let job = pool.call_with(too_few, die_first, (tries.clone(),)).unwrap();
+    let job = pool
+        .call_with(too_few, die_first, (tries.clone(),))
+        .unwrap();
     assert!(matches!(job.join(), Err(JobError::WorkerDied(_))));
     assert_eq!(tries.load(), 2);
 }
@@ -169,7 +199,10 @@ fn every_worker_killed_again_and_again_costs_nothing_with_retries() {
     for n in 0..200 {
         assert_eq!(results.next().unwrap().unwrap(), n);
         if n % 20 == 10 {
-            pool.stats().iter().filter(|worker| worker.pid != 0).for_each(|worker| kill(worker.pid));
+            pool.stats()
+                .iter()
+                .filter(|worker| worker.pid != 0)
+                .for_each(|worker| kill(worker.pid));
         }
     }
     assert!(results.next().is_none());
@@ -180,7 +213,10 @@ fn every_worker_killed_again_and_again_costs_nothing_with_retries() {
 fn in_a_chunk_the_items_share_a_death() {
     let pool = Pool::with_workers(1).unwrap();
     let results: Vec<_> = pool
-        .map(|n: u32| if n == 5 { std::process::abort() } else { n }, 0..12)
+        .map(
+            |n: u32| if n == 5 { std::process::abort() } else { n },
+            0..12,
+        )
         .chunk(4)
         .collect();
     for (n, result) in results.into_iter().enumerate() {
@@ -200,7 +236,9 @@ fn a_call_that_runs_too_long_is_ended_alone() {
     let pool = Pool::with_workers(2).unwrap();
     let limit = JobOptions::new().timeout(Duration::from_millis(50));
     let slow = pool.call_with(limit, sleep_for_ever, ()).unwrap();
-    let quick = pool.call_with(JobOptions::new().timeout(LONG), square, (5,)).unwrap();
+    let quick = pool
+        .call_with(JobOptions::new().timeout(LONG), square, (5,))
+        .unwrap();
     let Err(JobError::TimedOut(died)) = slow.join() else {
         panic!("not in time");
     };
@@ -212,8 +250,12 @@ fn a_call_that_runs_too_long_is_ended_alone() {
 fn a_cancelled_call_is_not_made() {
     let pool = Pool::with_workers(1).unwrap();
     let (go, made) = (Event::new().unwrap(), SharedValue::new(0u8).unwrap());
-    let running = pool.call(|go: Event| go.wait().unwrap(), (go.clone(),)).unwrap();
-    let waiting = pool.call(|made: SharedValue<u8>| made.store(1), (made.clone(),)).unwrap();
+    let running = pool
+        .call(|go: Event| go.wait().unwrap(), (go.clone(),))
+        .unwrap();
+    let waiting = pool
+        .call(|made: SharedValue<u8>| made.store(1), (made.clone(),))
+        .unwrap();
     assert!(waiting.cancel().unwrap());
     assert!(!waiting.cancel().unwrap());
     assert!(matches!(waiting.join(), Err(JobError::Cancelled)));
@@ -228,7 +270,13 @@ fn a_call_that_runs_is_cancelled_with_its_worker() {
     let pool = Pool::with_workers(1).unwrap();
     let begun = Event::new().unwrap();
     let job = pool
-        .call(|begun: Event| { begun.set().unwrap(); sleep_for_ever() }, (begun.clone(),))
+        .call(
+            |begun: Event| {
+                begun.set().unwrap();
+                sleep_for_ever()
+            },
+            (begun.clone(),),
+        )
         .unwrap();
     begun.wait().unwrap();
     assert!(job.cancel().unwrap());
@@ -240,10 +288,16 @@ fn a_call_that_runs_is_cancelled_with_its_worker() {
 fn joining_a_call_can_give_up_and_try_again() {
     let pool = Pool::with_workers(1).unwrap();
     let go = Event::new().unwrap();
-    let mut job = pool.call(|go: Event| go.wait().unwrap(), (go.clone(),)).unwrap();
+    let mut job = pool
+        .call(|go: Event| go.wait().unwrap(), (go.clone(),))
+        .unwrap();
     assert!(!job.is_finished());
     assert!(job.try_join().unwrap().is_none());
-    assert!(job.join_timeout(Duration::from_millis(10)).unwrap().is_none());
+    assert!(
+        job.join_timeout(Duration::from_millis(10))
+            .unwrap()
+            .is_none()
+    );
     go.set().unwrap();
     assert_eq!(job.join_timeout(LONG).unwrap(), Some(()));
     assert!(matches!(job.try_join(), Err(JobError::Failed(_))));
@@ -260,7 +314,10 @@ fn many_threads_join_their_calls_at_once() {
                     let mut job = pool.call(square, (thread * 100 + n,)).unwrap();
                     let result = loop {
                         // Some leave in the middle, so that others must take over.
-                        match job.join_timeout(Duration::from_micros(200 * thread)).unwrap() {
+                        match job
+                            .join_timeout(Duration::from_micros(200 * thread))
+                            .unwrap()
+                        {
                             Some(result) => break result,
                             None if n % 3 == 0 => break job.join().unwrap(),
                             None => {}
@@ -287,14 +344,24 @@ fn workers_that_cannot_start_break_the_pool() {
         Err(error) => error.to_string(),
         other => panic!("{other:?}"),
     };
-    assert!(why.contains("3 workers in a row ended before their first job"), "{why}");
-    assert!(why.contains("its initializer panicked at") && why.contains("no licence"), "{why}");
+    assert!(
+        why.contains("3 workers in a row ended before their first job"),
+        "{why}"
+    );
+    assert!(
+        why.contains("its initializer panicked at") && why.contains("no licence"),
+        "{why}"
+    );
     assert!(pool.call(square, (1,)).is_err());
 }
 
 #[procession::test]
 fn workers_are_replaced_after_their_share_of_calls() {
-    let pool = Pool::builder().workers(2).jobs_per_worker(3).create().unwrap();
+    let pool = Pool::builder()
+        .workers(2)
+        .jobs_per_worker(3)
+        .create()
+        .unwrap();
     let pids: Vec<u32> = pool
         .map(|_: u32| std::process::id(), 0..30)
         .collect::<Result<_, _>>()
@@ -309,17 +376,25 @@ fn each_worker_is_initialized_once() {
     let started = SharedValue::new(0u32).unwrap();
     let pool = Pool::builder()
         .workers(3)
-        .initializer(|started: SharedValue<u32>| _ = started.fetch_add(1), (started.clone(),))
+        .initializer(
+            |started: SharedValue<u32>| _ = started.fetch_add(1),
+            (started.clone(),),
+        )
         .create()
         .unwrap();
-    pool.map(square, 0..100).for_each(|result| _ = result.unwrap());
+    pool.map(square, 0..100)
+        .for_each(|result| _ = result.unwrap());
     pool.join().unwrap();
     assert_eq!(started.load(), 3);
 }
 
 #[procession::test]
 fn a_zygote_s_copies_are_workers_too() {
-    let pool = Pool::builder().workers(2).method(StartMethod::Zygote).create().unwrap();
+    let pool = Pool::builder()
+        .workers(2)
+        .method(StartMethod::Zygote)
+        .create()
+        .unwrap();
     let sum: u64 = pool.map(square, 0..100).sum::<Result<_, _>>().unwrap();
     assert_eq!(sum, 328_350);
 }
@@ -332,7 +407,9 @@ fn joining_a_pool_waits_for_all_that_was_handed_in() {
         std::thread::sleep(Duration::from_millis(5));
         done.fetch_add(1)
     };
-    let jobs: Vec<_> = (0..20).map(|_| pool.call(slow, (done.clone(),)).unwrap()).collect();
+    let jobs: Vec<_> = (0..20)
+        .map(|_| pool.call(slow, (done.clone(),)).unwrap())
+        .collect();
     pool.join().unwrap();
     assert_eq!(done.load(), 20);
     let results: HashSet<u32> = jobs.into_iter().map(|job| job.join().unwrap()).collect();
@@ -344,7 +421,9 @@ fn joining_a_pool_waits_for_all_that_was_handed_in() {
 fn joining_a_pool_can_give_up() {
     let pool = Pool::with_workers(1).unwrap();
     let go = Event::new().unwrap();
-    let job = pool.call(|go: Event| go.wait().unwrap(), (go.clone(),)).unwrap();
+    let job = pool
+        .call(|go: Event| go.wait().unwrap(), (go.clone(),))
+        .unwrap();
     assert!(!pool.join_timeout(Duration::from_millis(20)).unwrap());
     go.set().unwrap();
     assert!(pool.join_timeout(LONG).unwrap());
@@ -354,7 +433,9 @@ fn joining_a_pool_can_give_up() {
 #[procession::test]
 fn a_terminated_pool_fails_what_it_had() {
     let pool = Pool::with_workers(2).unwrap();
-    let jobs: Vec<_> = (0..5).map(|_| pool.call(sleep_for_ever, ()).unwrap()).collect();
+    let jobs: Vec<_> = (0..5)
+        .map(|_| pool.call(sleep_for_ever, ()).unwrap())
+        .collect();
     pool.terminate().unwrap();
     for job in jobs {
         assert!(matches!(job.join(), Err(JobError::Terminated)));
@@ -370,7 +451,9 @@ fn a_dropped_pool_ends_its_workers_and_hangs_nobody() {
     drop(pool);
     assert!(matches!(job.join(), Err(JobError::Terminated)));
     for pid in pids {
-        until("the worker is gone", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+        until("the worker is gone", || {
+            !std::path::Path::new(&format!("/proc/{pid}")).exists()
+        });
     }
 }
 
@@ -382,8 +465,15 @@ fn objects_travel_to_calls_and_back() {
         queue.put(text).unwrap();
         (queue, Semaphore::new(3).unwrap())
     };
-    let (queue, semaphore) = pool.call(make, ("inside".to_string(),)).unwrap().join().unwrap();
-    assert_eq!((queue.get().unwrap().as_str(), semaphore.available()), ("inside", 3));
+    let (queue, semaphore) = pool
+        .call(make, ("inside".to_string(),))
+        .unwrap()
+        .join()
+        .unwrap();
+    assert_eq!(
+        (queue.get().unwrap().as_str(), semaphore.available()),
+        ("inside", 3)
+    );
 }
 
 #[procession::test]

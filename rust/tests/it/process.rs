@@ -27,25 +27,48 @@ fn a_zygote_starts_processes_too() {
 
 #[procession::test]
 fn a_closure_captures_nothing_and_takes_up_to_eight_arguments() {
-    let join = |a: String, b: char, c: (u8, i8), d: f32, e: Option<bool>, f: (), g: Vec<u16>, h: Box<str>| {
-        format!("{a}{b}{c:?}{d}{e:?}{f:?}{g:?}{h}")
-    };
+    let join = |a: String,
+                b: char,
+                c: (u8, i8),
+                d: f32,
+                e: Option<bool>,
+                f: (),
+                g: Vec<u16>,
+                h: Box<str>| { format!("{a}{b}{c:?}{d}{e:?}{f:?}{g:?}{h}") };
     let child = Process::spawn(
         join,
-        ("a".into(), 'b', (1, -1), 0.5, Some(true), (), vec![1, 2], "h".into()),
+        (
+            "a".into(),
+            'b',
+            (1, -1),
+            0.5,
+            Some(true),
+            (),
+            vec![1, 2],
+            "h".into(),
+        ),
     );
-    assert_eq!(child.unwrap().join().unwrap(), "ab(1, -1)0.5Some(true)()[1, 2]h");
+    assert_eq!(
+        child.unwrap().join().unwrap(),
+        "ab(1, -1)0.5Some(true)()[1, 2]h"
+    );
 }
 
 #[procession::test]
 fn a_panic_arrives_with_message_and_location() {
     let line = line!() + 1;
-    let child = Process::spawn(|n: u32| -> u32 { panic!("number {n} is not right") }, (7,)).unwrap();
+    let child =
+        Process::spawn(|n: u32| -> u32 { panic!("number {n} is not right") }, (7,)).unwrap();
     let Err(JoinError::Panicked(panic)) = child.join() else {
         panic!("not a panic");
     };
     assert_eq!(panic.message, "number 7 is not right");
-    assert!(panic.location.unwrap().starts_with(&format!("{}:{line}:", file!())));
+    assert!(
+        panic
+            .location
+            .unwrap()
+            .starts_with(&format!("{}:{line}:", file!()))
+    );
 }
 
 #[procession::test]
@@ -69,7 +92,12 @@ fn a_panic_has_a_backtrace_if_that_is_asked_for_and_is_printed_as_usual() {
 fn a_killed_process_says_who_and_by_what() {
     let child: Process<()> = Builder::new()
         .name("victim")
-        .spawn(|| loop { std::thread::park() }, ())
+        .spawn(
+            || loop {
+                std::thread::park()
+            },
+            (),
+        )
         .unwrap();
     let pid = child.pid();
     assert!(child.is_alive());
@@ -77,14 +105,21 @@ fn a_killed_process_says_who_and_by_what() {
     let Err(JoinError::Died(death)) = child.join() else {
         panic!("not a death");
     };
-    assert_eq!((death.pid, death.signal(), death.code()), (pid, Some(9), None));
-    assert_eq!(death.to_string(), format!("process `victim` (pid {pid}) was killed by signal 9 (SIGKILL)"));
+    assert_eq!(
+        (death.pid, death.signal(), death.code()),
+        (pid, Some(9), None)
+    );
+    assert_eq!(
+        death.to_string(),
+        format!("process `victim` (pid {pid}) was killed by signal 9 (SIGKILL)")
+    );
 }
 
 #[procession::test]
 fn a_process_that_exits_by_itself_is_no_result() {
     for code in [0, 3] {
-        let child: Process<u8> = Process::spawn(|code: i32| std::process::exit(code), (code,)).unwrap();
+        let child: Process<u8> =
+            Process::spawn(|code: i32| std::process::exit(code), (code,)).unwrap();
         let Err(JoinError::Died(death)) = child.join() else {
             panic!("not a death");
         };
@@ -97,9 +132,17 @@ fn joining_can_give_up_and_try_again() {
     let gate = Queue::<u8>::unbounded().unwrap();
     let mut child = Process::spawn(|gate: Queue<u8>| gate.get().unwrap(), (gate.clone(),)).unwrap();
     assert!(child.try_join().unwrap().is_none());
-    assert!(child.join_timeout(Duration::from_millis(10)).unwrap().is_none());
+    assert!(
+        child
+            .join_timeout(Duration::from_millis(10))
+            .unwrap()
+            .is_none()
+    );
     gate.put(9).unwrap();
-    assert_eq!(child.join_timeout(Duration::from_secs(60)).unwrap(), Some(9));
+    assert_eq!(
+        child.join_timeout(Duration::from_secs(60)).unwrap(),
+        Some(9)
+    );
     assert!(matches!(child.try_join(), Err(JoinError::Failed(_))));
 }
 
@@ -129,16 +172,28 @@ fn another_build_is_refused() {
 
 #[procession::test]
 fn a_program_that_is_no_child_of_ours_is_told_by_its_exit() {
-    let child = Builder::new().program("/bin/true").spawn(add, (1, 2)).unwrap();
+    let child = Builder::new()
+        .program("/bin/true")
+        .spawn(add, (1, 2))
+        .unwrap();
     let Err(JoinError::Died(death)) = child.join() else {
         panic!("not a death");
     };
-    assert!(death.to_string().ends_with("exited with code 0 before it called `procession::init()`"));
+    assert!(
+        death
+            .to_string()
+            .ends_with("exited with code 0 before it called `procession::init()`")
+    );
 }
 
 #[procession::test]
 fn a_value_that_does_not_travel_is_an_error_of_its_sender() {
-    let child: Result<Process<()>, Error> = Process::spawn(|_: Flat| (), (Flat { rest: Rest { a: 1 } },));
+    let child: Result<Process<()>, Error> = Process::spawn(
+        |_: Flat| (),
+        (Flat {
+            rest: Rest { a: 1 },
+        },),
+    );
     let Err(Error::Encode { type_name, .. }) = child else {
         panic!("it was sent");
     };
@@ -147,7 +202,13 @@ fn a_value_that_does_not_travel_is_an_error_of_its_sender() {
 
 #[procession::test]
 fn a_result_that_does_not_travel_is_told() {
-    let child = Process::spawn(|| Flat { rest: Rest { a: 1 } }, ()).unwrap();
+    let child = Process::spawn(
+        || Flat {
+            rest: Rest { a: 1 },
+        },
+        (),
+    )
+    .unwrap();
     let Err(JoinError::Refused { why }) = child.join() else {
         panic!("it was sent");
     };
@@ -198,7 +259,10 @@ fn children_have_children_and_send_objects_up() {
     }
     fn child() -> Queue<String> {
         let queue = Queue::unbounded().unwrap();
-        Process::spawn(grandchild, (queue.clone(),)).unwrap().join().unwrap();
+        Process::spawn(grandchild, (queue.clone(),))
+            .unwrap()
+            .join()
+            .unwrap();
         queue
     }
     // The queue outlives the process that made it, in its result.
@@ -209,7 +273,10 @@ fn children_have_children_and_send_objects_up() {
 #[procession::test]
 fn a_fork_is_refused_while_there_are_other_threads() {
     let error = Process::fork(|| 1).unwrap_err();
-    assert_eq!(error.to_string(), "failed to fork this process: it has more than one thread");
+    assert_eq!(
+        error.to_string(),
+        "failed to fork this process: it has more than one thread"
+    );
 }
 
 #[procession::test]
@@ -220,7 +287,12 @@ fn a_single_threaded_process_forks_with_what_it_has() {
         || {
             let text = String::from("captured");
             let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
-            (threads, Process::fork(|| text.len()).map(|child| child.join().unwrap()).ok())
+            (
+                threads,
+                Process::fork(|| text.len())
+                    .map(|child| child.join().unwrap())
+                    .ok(),
+            )
         },
         (),
     );
@@ -230,9 +302,16 @@ fn a_single_threaded_process_forks_with_what_it_has() {
 
 #[procession::test]
 fn a_forked_process_reports_its_panic() {
-    #[expect(unsafe_code, reason = "the harness's other threads hold no lock that the closure uses")]
+    #[expect(
+        unsafe_code,
+        reason = "the harness's other threads hold no lock that the closure uses"
+    )]
     // SAFETY: the closure only panics; the harness's main thread waits for this one.
-    let child = unsafe { Builder::new().stderr(Stdio::null()).fork_unchecked(|| -> u8 { panic!("in the copy") }) };
+    let child = unsafe {
+        Builder::new()
+            .stderr(Stdio::null())
+            .fork_unchecked(|| -> u8 { panic!("in the copy") })
+    };
     let Err(JoinError::Panicked(panic)) = child.unwrap().join() else {
         panic!("not a panic");
     };
@@ -261,9 +340,15 @@ fn registered(a: u8, _: Vec<String>) -> Result<u8, String> {
 
 #[procession::test]
 fn a_registered_task_is_listed_and_runs() {
-    let found: Vec<_> = procession::tasks().filter(|task| task.name() == "it::process::registered").collect();
+    let found: Vec<_> = procession::tasks()
+        .filter(|task| task.name() == "it::process::registered")
+        .collect();
     assert_eq!(found.len(), 1);
-    assert!(found[0].signature().starts_with("fn(u8, alloc::vec::Vec<alloc::string::String>) -> "));
+    assert!(
+        found[0]
+            .signature()
+            .starts_with("fn(u8, alloc::vec::Vec<alloc::string::String>) -> ")
+    );
     assert_ne!(found[0].fingerprint(), 0);
     let child = Process::spawn(registered, (3, vec![])).unwrap();
     assert_eq!(child.join().unwrap(), Ok(3));

@@ -16,7 +16,10 @@ enum Shape {
 
 #[procession::test]
 fn values_of_any_serde_type_arrive() {
-    fn echo(values: Queue<(Shape, BTreeMap<u8, Vec<u8>>)>, back: Queue<(Shape, BTreeMap<u8, Vec<u8>>)>) {
+    fn echo(
+        values: Queue<(Shape, BTreeMap<u8, Vec<u8>>)>,
+        back: Queue<(Shape, BTreeMap<u8, Vec<u8>>)>,
+    ) {
         for value in &values {
             back.put(value.unwrap()).unwrap();
         }
@@ -72,9 +75,17 @@ fn a_message_keeps_the_queue_in_it_alive() {
 fn a_handle_outside_of_procession_is_a_clear_error() {
     let queue = Queue::<u8>::unbounded().unwrap();
     let text = serde_json::to_string(&queue).unwrap_err().to_string();
-    assert!(text.contains("a queue can be sent only through procession"), "{text}");
-    let text = serde_json::from_str::<Queue<u8>>("7").unwrap_err().to_string();
-    assert!(text.contains("a queue can be sent only through procession"), "{text}");
+    assert!(
+        text.contains("a queue can be sent only through procession"),
+        "{text}"
+    );
+    let text = serde_json::from_str::<Queue<u8>>("7")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("a queue can be sent only through procession"),
+        "{text}"
+    );
 }
 
 #[procession::test]
@@ -86,7 +97,9 @@ fn a_stale_handle_is_told_with_its_cause() {
     carrier.put(numbers).unwrap();
     fn misread(carrier: Queue<Queue<Queue<u8>>>) -> String {
         match carrier.get().unwrap().get() {
-            Err(error @ Error::Decode { .. }) => std::error::Error::source(&error).unwrap().to_string(),
+            Err(error @ Error::Decode { .. }) => {
+                std::error::Error::source(&error).unwrap().to_string()
+            }
             other => format!("{other:?}"),
         }
     }
@@ -134,11 +147,15 @@ impl<'de, A, B: Deserialize<'de>> Deserialize<'de> for Either<A, B> {
 fn a_refused_value_comes_back() {
     let queue = Queue::bounded(1).unwrap();
     queue.put(String::from("first")).unwrap();
-    let refused = queue.put_timeout("second".into(), Duration::from_millis(5)).unwrap_err();
+    let refused = queue
+        .put_timeout("second".into(), Duration::from_millis(5))
+        .unwrap_err();
     assert!(refused.is_full() && !refused.is_closed());
     assert_eq!(refused.into_inner(), "second");
     queue.close().unwrap();
-    let refused = queue.put_all(["third".into(), "fourth".into()]).unwrap_err();
+    let refused = queue
+        .put_all(["third".into(), "fourth".into()])
+        .unwrap_err();
     assert!(refused.is_closed());
     assert_eq!(refused.value, ["third", "fourth"]);
 }
@@ -146,7 +163,11 @@ fn a_refused_value_comes_back() {
 #[procession::test]
 fn a_full_queue_takes_the_rest_as_room_comes() {
     let queue = Queue::bounded(3).unwrap();
-    let child = Process::spawn(|queue: Queue<u32>| queue.put_all(0..100).unwrap(), (queue.clone(),)).unwrap();
+    let child = Process::spawn(
+        |queue: Queue<u32>| queue.put_all(0..100).unwrap(),
+        (queue.clone(),),
+    )
+    .unwrap();
     let mut seen = Vec::new();
     while seen.len() < 100 {
         let batch = queue.get_many(10).unwrap();
@@ -176,7 +197,10 @@ fn what_was_put_outlives_its_killed_writer() {
 fn debug_shows_what_is_inside() {
     let queue = Queue::bounded(5).unwrap();
     queue.put(1).unwrap();
-    assert_eq!(format!("{queue:?}"), "Queue { len: 1, max_items: 5, closed: false, .. }");
+    assert_eq!(
+        format!("{queue:?}"),
+        "Queue { len: 1, max_items: 5, closed: false, .. }"
+    );
 }
 
 #[procession::test]
@@ -186,7 +210,10 @@ fn joining_waits_for_what_other_processes_do() {
             done.put(task.unwrap().done().unwrap()).unwrap();
         }
     }
-    let (tasks, done) = (JoinableQueue::unbounded().unwrap(), Queue::unbounded().unwrap());
+    let (tasks, done) = (
+        JoinableQueue::unbounded().unwrap(),
+        Queue::unbounded().unwrap(),
+    );
     let workers: Vec<_> = (0..2)
         .map(|_| Process::spawn(work, (tasks.clone(), done.clone())).unwrap())
         .collect();
@@ -194,7 +221,9 @@ fn joining_waits_for_what_other_processes_do() {
     tasks.join().unwrap();
     assert_eq!((tasks.unfinished(), tasks.len()), (0, 0));
     tasks.close().unwrap();
-    workers.into_iter().for_each(|worker| worker.join().unwrap());
+    workers
+        .into_iter()
+        .for_each(|worker| worker.join().unwrap());
     done.close().unwrap();
     let done: HashSet<u32> = done.iter().collect::<Result<_, _>>().unwrap();
     assert_eq!(done.len(), 100);
@@ -210,9 +239,13 @@ fn take_and_be_killed(tasks: JoinableQueue<u32>, taken: Queue<u32>) {
 
 #[procession::test]
 fn a_dead_reader_s_message_counts_as_done() {
-    let (tasks, taken) = (JoinableQueue::unbounded().unwrap(), Queue::unbounded().unwrap());
+    let (tasks, taken) = (
+        JoinableQueue::unbounded().unwrap(),
+        Queue::unbounded().unwrap(),
+    );
     tasks.put(7).unwrap();
-    let child: Process<()> = Process::spawn(take_and_be_killed, (tasks.clone(), taken.clone())).unwrap();
+    let child: Process<()> =
+        Process::spawn(take_and_be_killed, (tasks.clone(), taken.clone())).unwrap();
     assert_eq!(taken.get().unwrap(), 7);
     assert_eq!(tasks.unfinished(), 1);
     child.kill().unwrap();
@@ -226,7 +259,8 @@ fn a_dead_reader_s_message_goes_to_another_if_it_redelivers() {
     let tasks = JoinableQueue::builder().redeliver().create().unwrap();
     let taken = Queue::unbounded().unwrap();
     tasks.put(7).unwrap();
-    let child: Process<()> = Process::spawn(take_and_be_killed, (tasks.clone(), taken.clone())).unwrap();
+    let child: Process<()> =
+        Process::spawn(take_and_be_killed, (tasks.clone(), taken.clone())).unwrap();
     assert_eq!(taken.get().unwrap(), 7);
     child.kill().unwrap();
     assert!(child.join().is_err());
