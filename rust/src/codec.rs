@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::program;
+use procession_core::connection::Ticket;
 use procession_core::{self as core, Family, Handle, Message, Outgoing, Tag};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
@@ -25,6 +26,8 @@ const KEPT_MAX: usize = 64 << 10;
 #[derive(Default)]
 struct Luggage {
     handles: Vec<Handle>,
+    /// What lies in the family's locker until the message is sent, which then keeps it there.
+    tickets: Vec<Ticket>,
     /// What went wrong, in more words than the format's own error can carry.
     cause: Option<Cause>,
 }
@@ -40,6 +43,7 @@ thread_local! {
 pub(crate) struct Encoded {
     bytes: Vec<u8>,
     handles: Vec<Handle>,
+    tickets: Vec<Ticket>,
 }
 
 impl Encoded {
@@ -77,6 +81,7 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Encoded> {
 pub(crate) fn encode_after<T: Serialize + ?Sized>(first: Encoded, value: &T) -> Result<Encoded> {
     let luggage = Luggage {
         handles: first.handles,
+        tickets: first.tickets,
         cause: None,
     };
     // Values may encode others while they are encoded: what was begun before is put back.
@@ -87,6 +92,7 @@ pub(crate) fn encode_after<T: Serialize + ?Sized>(first: Encoded, value: &T) -> 
         Ok(bytes) => Ok(Encoded {
             bytes,
             handles: luggage.handles,
+            tickets: luggage.tickets,
         }),
         Err(error) => Err(Error::Encode {
             type_name: type_name::<T>(),
@@ -102,13 +108,11 @@ pub(crate) fn send<T: Serialize + ?Sized, R>(
 ) -> Result<R> {
     let mut bytes = BUFFER.take();
     bytes.clear();
-    let encoded = encode_after(
-        Encoded {
-            bytes,
-            handles: Vec::new(),
-        },
-        value,
-    )?;
+    let empty = Encoded {
+        bytes,
+        ..Encoded::default()
+    };
+    let encoded = encode_after(empty, value)?;
     let answer = encoded.send(send);
     if encoded.bytes.capacity() <= KEPT_MAX {
         BUFFER.set(encoded.bytes);
@@ -179,6 +183,33 @@ pub(crate) fn serialize_handle<S: Serializer>(
     match noted {
         Some(()) => handle.to_bits().serialize(serializer),
         None => Err(S::Error::custom(stays_home(what))),
+    }
+}
+
+/// How an end of a pipe is serialised: as the handle of a ticket for it.
+pub(crate) fn serialize_ticket<S: Serializer>(
+    what: &str,
+    deposit: impl FnOnce() -> core::Result<Ticket>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    if PACKING.with_borrow(Option::is_none) {
+        return Err(S::Error::custom(stays_home(what)));
+    }
+    match deposit() {
+        Ok(ticket) => {
+            let handle = ticket.handle();
+            PACKING.with_borrow_mut(|packing| {
+                packing.get_or_insert_default().tickets.push(ticket);
+            });
+            serialize_handle(what, handle, serializer)
+        }
+        Err(error) => {
+            let text = error.to_string();
+            PACKING.with_borrow_mut(|packing| {
+                packing.get_or_insert_default().cause = Some(error.into());
+            });
+            Err(S::Error::custom(text))
+        }
     }
 }
 

@@ -40,6 +40,7 @@ mod barrier;
 mod child;
 mod codec;
 mod condvar;
+mod connection;
 mod error;
 mod event;
 mod image;
@@ -57,6 +58,9 @@ mod waiting;
 
 pub use barrier::{Barrier, BarrierWaitResult};
 pub use condvar::Condvar;
+pub use connection::{
+    Connection, Receiver, Received, SendError, Sender, channel, pipe, wait, wait_timeout,
+};
 pub use error::{Error, Result};
 pub use event::Event;
 pub use joinable::{Deliveries, Delivery, JoinableQueue, JoinableQueueBuilder};

@@ -383,7 +383,6 @@ impl<T: DeserializeOwned> FusedIterator for Iter<'_, T> {}
 /// queue.put(refused.value)?;
 /// # Ok::<(), procession::Error>(())
 /// ```
-#[non_exhaustive]
 pub struct PutError<T> {
     /// What was to be put.
     pub value: T,

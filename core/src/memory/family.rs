@@ -57,6 +57,9 @@ pub struct Family {
     locker: OnceLock<(OwnedFd, OwnedFd)>,
 }
 
+/// What a kill leaves whole, a panic does too.
+impl std::panic::RefUnwindSafe for Family {}
+
 /// What belongs to this process alone, for one epoch.
 pub(crate) struct Local {
     epoch: u32,
