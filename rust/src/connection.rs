@@ -403,7 +403,9 @@ impl<T> fmt::Debug for Receiver<T> {
 /// # Ok::<(), procession::Error>(())
 /// ```
 pub fn wait(descriptors: &[BorrowedFd<'_>]) -> Result<Vec<usize>> {
-    Ok(through_signals(|| engine::wait(descriptors, Deadline::NEVER))?)
+    Ok(through_signals(|| {
+        engine::wait(descriptors, Deadline::NEVER)
+    })?)
 }
 
 /// [`wait`] for at most so long; none, if nothing came.

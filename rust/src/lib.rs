@@ -59,7 +59,7 @@ mod waiting;
 pub use barrier::{Barrier, BarrierWaitResult};
 pub use condvar::Condvar;
 pub use connection::{
-    Connection, Receiver, Received, SendError, Sender, channel, pipe, wait, wait_timeout,
+    Connection, Received, Receiver, SendError, Sender, channel, pipe, wait, wait_timeout,
 };
 pub use error::{Error, Result};
 pub use event::Event;

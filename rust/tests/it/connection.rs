@@ -34,7 +34,10 @@ fn the_end_of_a_killed_process_is_the_end_of_file() {
     let (sender, receiver) = channel().unwrap();
     let child: Process<()> = Process::spawn(send_and_stay, (sender,)).unwrap();
     assert_eq!(receiver.recv().unwrap(), 1);
-    assert_eq!(receiver.recv_timeout(Duration::from_millis(10)).unwrap(), None);
+    assert_eq!(
+        receiver.recv_timeout(Duration::from_millis(10)).unwrap(),
+        None
+    );
     child.kill().unwrap();
     assert!(receiver.recv().unwrap_err().is_closed());
     assert!(matches!(child.join(), Err(JoinError::Died(_))));
@@ -93,11 +96,19 @@ fn a_refused_value_comes_back() {
 #[procession::test]
 fn one_waits_for_connections_and_processes_together() {
     let (sender, receiver) = channel::<u8>().unwrap();
-    let child = Process::spawn(|sender: Sender<u8>| drop(sender), (sender.try_clone().unwrap(),)).unwrap();
+    let child = Process::spawn(
+        |sender: Sender<u8>| drop(sender),
+        (sender.try_clone().unwrap(),),
+    )
+    .unwrap();
     let ready = wait(&[receiver.as_fd(), child.sentinel().unwrap()]).unwrap();
     assert_eq!(ready, [1]);
     child.join().unwrap();
-    assert!(wait_timeout(&[receiver.as_fd()], Duration::from_millis(5)).unwrap().is_empty());
+    assert!(
+        wait_timeout(&[receiver.as_fd()], Duration::from_millis(5))
+            .unwrap()
+            .is_empty()
+    );
     sender.send(1).unwrap();
     assert_eq!(wait(&[receiver.as_fd()]).unwrap(), [0]);
 }

@@ -73,13 +73,19 @@ fn items_are_pulled_no_further_than_the_window() {
 #[procession::test]
 fn a_map_that_is_dropped_leaves_the_pool_free() {
     let pool = Pool::with_workers(1).unwrap();
-    let begun = SharedValue::new(0u32).unwrap();
-    let items = (0..100).map(|_| begun.clone());
-    let results = pool
-        .map(|begun: SharedValue<u32>| begun.fetch_add(1), items)
-        .window(50);
+    let (begun, gate) = (SharedValue::new(0u32).unwrap(), Event::new().unwrap());
+    let items = (0..100).map(|_| (begun.clone(), gate.clone()));
+    let task = |(begun, gate): (SharedValue<u32>, Event)| {
+        let number = begun.fetch_add(1);
+        if number > 0 {
+            gate.wait();
+        }
+        number
+    };
+    let results = pool.map(task, items).window(50);
     let first: Vec<_> = results.take(1).collect();
     assert!(matches!(first[..], [Ok(0)]));
+    gate.set();
     assert_eq!(pool.call(square, (3,)).unwrap().join().unwrap(), 9);
     assert!(begun.load() < 50, "what waited was not begun");
     assert_eq!(pool.pending(), 0);

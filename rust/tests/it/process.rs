@@ -56,9 +56,10 @@ fn a_closure_captures_nothing_and_takes_up_to_eight_arguments() {
 
 #[procession::test]
 fn a_panic_arrives_with_message_and_location() {
-    let line = line!() + 1;
-    let child =
-        Process::spawn(|n: u32| -> u32 { panic!("number {n} is not right") }, (7,)).unwrap();
+    let (line, task) = (line!(), |n: u32| -> u32 {
+        panic!("number {n} is not right")
+    });
+    let child = Process::spawn(task, (7,)).unwrap();
     let Err(JoinError::Panicked(panic)) = child.join() else {
         panic!("not a panic");
     };

@@ -25,7 +25,9 @@ fn one_at_a_time_is_in_the_lock() {
         }
     }
     let counter = Mutex::new([0; 4]).unwrap();
-    let children: Vec<_> = (0..3).map(|_| Process::spawn(count, (counter.clone(),)).unwrap()).collect();
+    let children: Vec<_> = (0..3)
+        .map(|_| Process::spawn(count, (counter.clone(),)).unwrap())
+        .collect();
     children.into_iter().for_each(|child| child.join().unwrap());
     assert_eq!(*counter.lock().unwrap(), [1500; 4]);
 }
@@ -44,7 +46,12 @@ fn a_dead_holder_s_lock_is_handed_on_with_what_was_stored() {
     let child: Process<()> = Process::spawn(take_and_stay, (mutex.clone(), taken.clone())).unwrap();
     taken.wait().unwrap();
     assert!(mutex.try_lock().unwrap().is_none());
-    assert!(mutex.lock_timeout(Duration::from_millis(5)).unwrap().is_none());
+    assert!(
+        mutex
+            .lock_timeout(Duration::from_millis(5))
+            .unwrap()
+            .is_none()
+    );
     child.kill().unwrap();
     match mutex.lock() {
         Err(LockError::OwnerDied(guard)) => assert_eq!(*guard, 1),
@@ -88,7 +95,12 @@ fn what_the_dead_one_promised_is_mended_by_repair() {
         std::process::abort();
     }
     let work = Mutex::new(Work { begun: 3, done: 3 }).unwrap();
-    assert!(Process::spawn(begin_and_die, (work.clone(),)).unwrap().join().is_err());
+    assert!(
+        Process::spawn(begin_and_die, (work.clone(),))
+            .unwrap()
+            .join()
+            .is_err()
+    );
     let guard = work.lock().or_else(LockError::repair).unwrap();
     assert_eq!((guard.begun, guard.done), (3, 3));
 }
@@ -103,7 +115,9 @@ fn a_condition_is_waited_for_and_seen() {
     }
     let (number, changed) = (Mutex::new(0).unwrap(), Condvar::new().unwrap());
     let child = Process::spawn(count_to, (50, number.clone(), changed.clone())).unwrap();
-    let guard = changed.wait_while(number.lock().unwrap(), |number| *number < 50).unwrap();
+    let guard = changed
+        .wait_while(number.lock().unwrap(), |number| *number < 50)
+        .unwrap();
     assert_eq!(*guard, 50);
     drop(guard);
     child.join().unwrap();
@@ -119,7 +133,11 @@ fn a_killed_waiter_takes_no_notification_with_it() {
     let (mutex, condvar) = (Mutex::new(0).unwrap(), Condvar::new().unwrap());
     let woken = Queue::unbounded().unwrap();
     let spawn = || Process::spawn(wait, (mutex.clone(), condvar.clone(), woken.clone())).unwrap();
-    let waits = |count| until("they wait", || format!("{condvar:?}").contains(&format!("waiting: {count}")));
+    let waits = |count| {
+        until("they wait", || {
+            format!("{condvar:?}").contains(&format!("waiting: {count}"))
+        })
+    };
     let victim = spawn();
     waits(1);
     let survivor = spawn();
@@ -147,8 +165,15 @@ fn a_robust_semaphore_gives_back_what_the_dead_held() {
         taken.wait().unwrap();
         child.kill().unwrap();
         assert!(child.join().is_err());
-        let patience = if robust { LONG } else { Duration::from_millis(50) };
-        assert_eq!(semaphore.acquire_timeout(patience).unwrap().is_some(), robust);
+        let patience = if robust {
+            LONG
+        } else {
+            Duration::from_millis(50)
+        };
+        assert_eq!(
+            semaphore.acquire_timeout(patience).unwrap().is_some(),
+            robust
+        );
     }
 }
 
@@ -172,7 +197,13 @@ fn a_barrier_breaks_when_one_who_waits_is_killed() {
 fn an_event_lets_all_go_on() {
     let event = Event::new().unwrap();
     let children: Vec<_> = (0..3)
-        .map(|_| Process::spawn(|event: Event| event.wait_timeout(LONG).unwrap(), (event.clone(),)).unwrap())
+        .map(|_| {
+            Process::spawn(
+                |event: Event| event.wait_timeout(LONG).unwrap(),
+                (event.clone(),),
+            )
+            .unwrap()
+        })
         .collect();
     event.set().unwrap();
     assert!(children.into_iter().all(|child| child.join().unwrap()));
@@ -191,7 +222,9 @@ fn shared_numbers_lose_no_addition() {
     let each = SharedSlice::zeroed(7).unwrap();
     let real = SharedValue::new(0.0).unwrap();
     let arguments = || (total.clone(), each.clone(), real.clone());
-    let children: Vec<_> = (0..2).map(|_| Process::spawn(add, arguments()).unwrap()).collect();
+    let children: Vec<_> = (0..2)
+        .map(|_| Process::spawn(add, arguments()).unwrap())
+        .collect();
     children.into_iter().for_each(|child| child.join().unwrap());
     assert_eq!((total.load(), real.load()), (-2000, 1000.0));
     assert_eq!(each.to_vec().into_iter().sum::<u16>(), 2000);
@@ -199,7 +232,15 @@ fn shared_numbers_lose_no_addition() {
 
 #[procession::test]
 fn objects_of_all_kinds_travel_in_one_value() {
-    type All = (Mutex<u8>, Condvar, Semaphore, Event, Barrier, SharedValue<u8>, SharedSlice<u8>);
+    type All = (
+        Mutex<u8>,
+        Condvar,
+        Semaphore,
+        Event,
+        Barrier,
+        SharedValue<u8>,
+        SharedSlice<u8>,
+    );
     fn touch(all: Queue<Vec<All>>) {
         for (mutex, condvar, semaphore, event, barrier, value, slice) in all.get().unwrap() {
             *mutex.lock().unwrap() += 1;
@@ -228,7 +269,14 @@ fn objects_of_all_kinds_travel_in_one_value() {
     queue.put(all.clone()).unwrap();
     Process::spawn(touch, (queue,)).unwrap().join().unwrap();
     for (mutex, _, semaphore, event, _, value, slice) in all {
-        assert_eq!((*mutex.lock().unwrap(), semaphore.available(), event.is_set()), (1, 1, true));
+        assert_eq!(
+            (
+                *mutex.lock().unwrap(),
+                semaphore.available(),
+                event.is_set()
+            ),
+            (1, 1, true)
+        );
         assert_eq!((value.load(), slice.to_vec()), (1, vec![0, 1]));
     }
 }
