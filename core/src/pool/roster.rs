@@ -7,13 +7,13 @@ use super::job::{
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::memory::family::Family;
+use crate::memory::lock::Lock;
 use crate::memory::object::Handle;
 use crate::process::{Child, Exit};
 use crate::queue::{Message, OnDeath, Options as QueueOptions, Outgoing, Queue};
 use crate::sys::poll::{self, Interest};
 use crate::sys::{machine, process};
 use crate::tag::Tag;
-use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,7 +59,7 @@ pub struct Pool {
     shared: Shared,
     options: Options,
     launch: Box<Launch>,
-    state: Mutex<State>,
+    state: Lock<State>,
     next_job: AtomicU64,
     keeper: poll::Alarm,
     pid: u32,
@@ -144,7 +144,7 @@ impl Pool {
             shared,
             options,
             launch: Box::new(launch),
-            state: Mutex::new(state),
+            state: Lock::new(state),
             next_job: AtomicU64::new(1),
             keeper: poll::Alarm::new()?,
             pid: process::pid(),

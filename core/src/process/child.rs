@@ -7,12 +7,12 @@ use super::start::{Method, Start};
 use super::zygote;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
+use crate::memory::lock::Lock;
 use crate::memory::slots::{ProcState, ProcWord};
 use crate::memory::{Family, epoch};
 use crate::sys::poll::Interest;
 use crate::sys::process::Ended;
 use crate::sys::{poll, process};
-use parking_lot::Mutex;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -91,13 +91,13 @@ pub(super) struct Entry {
     method: Method,
     pidfd: Kept,
     /// Open for as long as the child may live.
-    lifeline: Mutex<Option<Kept>>,
+    lifeline: Lock<Option<Kept>>,
     /// Where its zygote tells how it ended.
     line: Option<Kept>,
     oom_kills: Option<u64>,
     exit: OnceLock<Exit>,
     /// One thread at a time asks how it ended: the system answers once.
-    collecting: Mutex<()>,
+    collecting: Lock<()>,
     epoch: u32,
 }
 
@@ -126,11 +126,11 @@ impl Entry {
             detached: start.detached,
             method: start.method,
             pidfd,
-            lifeline: Mutex::new(lifeline),
+            lifeline: Lock::new(lifeline),
             line,
             oom_kills,
             exit: OnceLock::new(),
-            collecting: Mutex::new(()),
+            collecting: Lock::new(()),
             epoch: epoch::current(),
         }
     }
