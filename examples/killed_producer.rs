@@ -11,7 +11,9 @@ type Numbered = (u32, Vec<u8>);
 fn produce(messages: Queue<Numbered>) {
     for number in 0.. {
         let length = 100_000 + (number as usize * 7919) % 100_000;
-        messages.put((number, vec![number as u8; length])).expect("the queue is open");
+        messages
+            .put((number, vec![number as u8; length]))
+            .expect("the queue is open");
     }
 }
 

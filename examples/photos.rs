@@ -67,13 +67,15 @@ struct Saved {
 fn compress(task: Task) -> Result<Saved, String> {
     task.begun.fetch_add(task.index, 1);
     task.busy.store(task.index, std::process::id());
-    let saved = try_compress(&task).map_err(|error| error.to_string());
+    let saved = try_compress(&task).map_err(|error| error.to_string().trim().to_owned());
     task.busy.store(task.index, 0);
     saved
 }
 
 fn try_compress(task: &Task) -> Result<Saved, Box<dyn Error>> {
-    let mut decoder = ImageReader::open(&task.photo)?.with_guessed_format()?.into_decoder()?;
+    let mut decoder = ImageReader::open(&task.photo)?
+        .with_guessed_format()?
+        .into_decoder()?;
     let orientation = decoder.orientation()?;
     let mut image = DynamicImage::from_decoder(decoder)?;
     image.apply_orientation(orientation);
@@ -81,7 +83,11 @@ fn try_compress(task: &Task) -> Result<Saved, Box<dyn Error>> {
         bytes_before: task.photo.metadata()?.len(),
         ..Saved::default()
     };
-    let mut widths: Vec<u32> = task.widths.iter().map(|width| (*width).min(image.width())).collect();
+    let mut widths: Vec<u32> = task
+        .widths
+        .iter()
+        .map(|width| (*width).min(image.width()))
+        .collect();
     widths.sort_unstable();
     widths.dedup();
     for width in widths {
@@ -94,7 +100,12 @@ fn try_compress(task: &Task) -> Result<Saved, Box<dyn Error>> {
 }
 
 /// Writes an image, whole or not at all: JPEG as JPEG, all else as WebP. Its length.
-fn save(image: &image::RgbImage, photo: &Path, out: &Path, width: u32) -> Result<u64, Box<dyn Error>> {
+fn save(
+    image: &image::RgbImage,
+    photo: &Path,
+    out: &Path,
+    width: u32,
+) -> Result<u64, Box<dyn Error>> {
     let stem = photo.file_stem().unwrap_or_default().to_string_lossy();
     let jpeg = has_extension(photo, &["jpg", "jpeg"]);
     let name = format!("{stem}-{width}.{}", if jpeg { "jpg" } else { "webp" });
@@ -111,7 +122,11 @@ fn save(image: &image::RgbImage, photo: &Path, out: &Path, width: u32) -> Result
 
 fn has_extension(path: &Path, extensions: &[&str]) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
-    extension.is_some_and(|found| extensions.iter().any(|known| found.eq_ignore_ascii_case(known)))
+    extension.is_some_and(|found| {
+        extensions
+            .iter()
+            .any(|known| found.eq_ignore_ascii_case(known))
+    })
 }
 
 /// What one run over all photographs came to.
@@ -130,7 +145,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     procession::configure(|limits| limits.name(&family))?;
 
     let temporary = Temporary::create(&family)?;
-    let out = options.out.clone().unwrap_or_else(|| temporary.0.join("out"));
+    let out = options
+        .out
+        .clone()
+        .unwrap_or_else(|| temporary.0.join("out"));
     fs::create_dir_all(&out)?;
     let mut photos = find(&options.folder)?;
     if photos.is_empty() {
@@ -149,7 +167,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let broken = usize::from(options.broken);
     for run in &runs {
-        assert_eq!(run.photos + run.errors.len(), photos.len(), "every photograph has its result");
+        assert_eq!(
+            run.photos + run.errors.len(),
+            photos.len(),
+            "every photograph has its result"
+        );
         assert!(run.errors.len() >= broken, "a broken file is an error");
     }
     show(&runs);
@@ -164,7 +186,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The photographs of a folder, by name.
 fn find(folder: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let mut photos: Vec<_> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_, std::io::Error>>()?;
+    let mut photos: Vec<_> = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_, std::io::Error>>()?;
     photos.retain(|path| has_extension(path, &["jpg", "jpeg", "png", "webp"]));
     photos.sort();
     Ok(photos)
@@ -180,7 +204,12 @@ fn break_one(photo: &Path, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
     Ok(path)
 }
 
-fn run(options: &Options, photos: &[PathBuf], out: &Path, pool: Pool) -> Result<Run, Box<dyn Error>> {
+fn run(
+    options: &Options,
+    photos: &[PathBuf],
+    out: &Path,
+    pool: Pool,
+) -> Result<Run, Box<dyn Error>> {
     let busy = SharedSlice::zeroed(photos.len())?;
     let begun = SharedSlice::zeroed(photos.len())?;
     let tasks = photos.iter().enumerate().map(|(index, photo)| Task {
@@ -193,7 +222,9 @@ fn run(options: &Options, photos: &[PathBuf], out: &Path, pool: Pool) -> Result<
     });
     let workers = pool.workers();
     let bar = ProgressBar::new(photos.len() as u64).with_message(plural(workers, "worker"));
-    bar.set_style(ProgressStyle::with_template("{msg:>12} {bar:40} {pos}/{len} {elapsed}")?);
+    bar.set_style(ProgressStyle::with_template(
+        "{msg:>12} {bar:40} {pos}/{len} {elapsed}",
+    )?);
     let mut run = Run {
         workers,
         took: Duration::ZERO,
@@ -211,9 +242,12 @@ fn run(options: &Options, photos: &[PathBuf], out: &Path, pool: Pool) -> Result<
                 run.saved.bytes_before += saved.bytes_before;
                 run.saved.bytes_after += saved.bytes_after;
             }
-            Ok(Err(why)) => run.errors.push(format!("{}: {why}", photos[index].display())),
+            Ok(Err(why)) => run
+                .errors
+                .push(format!("{}: {why}", photos[index].display())),
             Err(error @ (JobError::Panicked(_) | JobError::WorkerDied(_))) => {
-                run.errors.push(format!("{}: {error}", photos[index].display()));
+                run.errors
+                    .push(format!("{}: {error}", photos[index].display()));
             }
             Err(other) => return Err(other.into()),
         }
@@ -228,11 +262,19 @@ fn run(options: &Options, photos: &[PathBuf], out: &Path, pool: Pool) -> Result<
         println!("skipped {error}");
     }
     if options.kill {
-        let (index, pid) = killed.ok_or("nobody was killed: there was no work left; try more photographs")?;
-        assert_eq!(begun.load(index), 2, "the photograph of the killed worker was done again");
+        let (index, pid) =
+            killed.ok_or("nobody was killed: there was no work left; try more photographs")?;
+        assert_eq!(
+            begun.load(index),
+            2,
+            "the photograph of the killed worker was done again"
+        );
         let restarts: u64 = pool.stats().iter().map(|worker| worker.restarts).sum();
         assert!(restarts >= 1, "the killed worker was replaced");
-        println!("killed worker {pid} at work on {}: done again by another", photos[index].display());
+        println!(
+            "killed worker {pid} at work on {}: done again by another",
+            photos[index].display()
+        );
     }
     Ok(run)
 }
@@ -244,9 +286,16 @@ fn kill_one(
 ) -> Result<Option<(usize, u32)>, Box<dyn Error>> {
     let patience = Instant::now() + Duration::from_secs(1);
     while Instant::now() < patience {
-        let at_work = busy.to_vec().into_iter().enumerate().find(|(_, pid)| *pid != 0);
-        let Some((index, pid)) = at_work else { continue };
-        let process = rustix::process::Pid::from_raw(pid.try_into()?).ok_or("no process has number 0")?;
+        let at_work = busy
+            .to_vec()
+            .into_iter()
+            .enumerate()
+            .find(|(_, pid)| *pid != 0);
+        let Some((index, pid)) = at_work else {
+            continue;
+        };
+        let process =
+            rustix::process::Pid::from_raw(pid.try_into()?).ok_or("no process has number 0")?;
         rustix::process::kill_process(process, rustix::process::Signal::KILL)?;
         while is_running(pid) {
             std::thread::yield_now();
@@ -265,13 +314,19 @@ fn is_running(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
-    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    let state = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.chars().next());
     !matches!(state, Some('Z' | 'X'))
 }
 
 fn show(runs: &[Run]) {
     println!();
-    println!("{:>10} {:>7} {:>7} {:>12} {:>12} {:>9}", "workers", "photos", "files", "before", "after", "time");
+    println!(
+        "{:>10} {:>7} {:>7} {:>12} {:>12} {:>9}",
+        "workers", "photos", "files", "before", "after", "time"
+    );
     for run in runs {
         println!(
             "{:>10} {:>7} {:>7} {:>12} {:>12} {:>8.2}s",
@@ -300,17 +355,28 @@ fn check_that_nothing_remains(family: &str, out: &Path) -> Result<(), Box<dyn Er
     let memory = format!("memfd:procession:{family}");
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
-        let pid = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let pid = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if pid == own || pid.parse::<u32>().is_err() {
             continue;
         }
         // A process that ends while we look has no files there any more.
         let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
-        let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
+        let parent = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.split(' ').nth(1));
         if parent == Some(&own) {
             return Err(format!("process {pid} is left").into());
         }
-        for fd in fs::read_dir(path.join("fd")).into_iter().flatten().flatten() {
+        for fd in fs::read_dir(path.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let target = fs::read_link(fd.path()).unwrap_or_default();
             if target.to_string_lossy().contains(&memory) {
                 return Err(format!("process {pid} still has our memory").into());

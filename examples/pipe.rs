@@ -21,7 +21,11 @@ fn turn_around(texts: Connection<String, String>) -> u32 {
 fn main() -> Result<()> {
     let (near, far) = pipe::<String, String>()?;
     let child = Process::spawn(turn_around, (far,))?;
-    println!("process {} asks process {}", std::process::id(), child.pid());
+    println!(
+        "process {} asks process {}",
+        std::process::id(),
+        child.pid()
+    );
 
     for text in ["hello world", "answers follow questions", "one"] {
         near.send(text.to_string())?;

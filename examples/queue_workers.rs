@@ -22,7 +22,9 @@ fn count_steps(numbers: Queue<u64>, results: Queue<Counted>) -> u32 {
             steps += 1;
         }
         let by = std::process::id();
-        results.put(Counted { number, steps, by }).expect("the results are open");
+        results
+            .put(Counted { number, steps, by })
+            .expect("the results are open");
         done += 1;
     }
     done
@@ -59,14 +61,22 @@ fn main() -> Result<()> {
     let mut longest: Option<Counted> = None;
     for result in &results {
         let result = result?;
-        assert!(!std::mem::replace(&mut seen[result.number as usize - 1], true), "each comes once");
-        if longest.as_ref().is_none_or(|longest| result.steps > longest.steps) {
+        assert!(
+            !std::mem::replace(&mut seen[result.number as usize - 1], true),
+            "each comes once"
+        );
+        if longest
+            .as_ref()
+            .is_none_or(|longest| result.steps > longest.steps)
+        {
             longest = Some(result);
         }
     }
     assert!(seen.into_iter().all(|seen| seen), "none is missing");
     let Counted { number, steps, by } = longest.expect("there are results");
     assert_eq!((number, steps), (1161, 181));
-    println!("of the numbers up to {LAST}, {number} takes the most steps: {steps}, said process {by}");
+    println!(
+        "of the numbers up to {LAST}, {number} takes the most steps: {steps}, said process {by}"
+    );
     Ok(())
 }

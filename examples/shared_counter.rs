@@ -62,7 +62,10 @@ fn main() -> Result<()> {
     match tally.lock() {
         Err(LockError::OwnerDied(guard)) => {
             assert_eq!(*guard, expected);
-            println!("it was killed; the lock is ours, told that its owner died, and holds {:?}", *guard);
+            println!(
+                "it was killed; the lock is ours, told that its owner died, and holds {:?}",
+                *guard
+            );
         }
         Ok(_) => unreachable!("its owner died"),
         Err(LockError::Failed(error)) => return Err(error),
