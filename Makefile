@@ -26,8 +26,8 @@ help: ## list what one can run
 
 .PHONY: demo
 demo: tools ## thumbnails of photographs by a pool: a plain run, then one with a worker killed in the middle
-	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" $(if $(OUT),--out "$(OUT)/plain")
-	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" $(if $(OUT),--out "$(OUT)/kill") --kill
+	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" --broken $(if $(OUT),--out "$(OUT)/plain")
+	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" --broken $(if $(OUT),--out "$(OUT)/kill") --kill
 
 .PHONY: test
 test: tools ## all tests

@@ -67,7 +67,7 @@ struct Saved {
 fn compress(task: Task) -> Result<Saved, String> {
     task.begun.fetch_add(task.index, 1);
     task.busy.store(task.index, std::process::id());
-    let saved = try_compress(&task).map_err(|error| error.to_string());
+    let saved = try_compress(&task).map_err(|error| error.to_string().trim().to_owned());
     task.busy.store(task.index, 0);
     saved
 }

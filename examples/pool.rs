@@ -17,7 +17,10 @@ fn square(n: u64) -> u64 {
 
 #[procession::task]
 fn is_prime(n: u64) -> bool {
-    n > 1 && (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    n > 1
+        && (2..n)
+            .take_while(|d| d * d <= n)
+            .all(|d| !n.is_multiple_of(d))
 }
 
 #[procession::main]

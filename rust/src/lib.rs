@@ -69,8 +69,8 @@ pub use panics::Panic;
 pub use pool::{JobError, JobHandle, JobOptions, Map, MapUnordered, Pool, PoolBuilder, WorkerDied};
 pub use process::{Builder, Death, JoinError, Process, StartMethod, Stdio};
 pub use procession_core::pool::WorkerStats;
-pub use procession_core::process::{Ending, Exit};
-pub use program::{configure, finish, init};
+pub use procession_core::process::{Current, Ending, Exit, Parent, parent};
+pub use program::{configure, current, finish, init};
 pub use queue::{Iter, PutError, Queue};
 pub use semaphore::{Permit, Semaphore, SemaphoreBuilder};
 pub use shared::{Number, SharedSlice, SharedValue, Word};
@@ -86,3 +86,8 @@ pub mod __private {
     pub use crate::task::{assert_task, registered};
     pub use inventory;
 }
+
+/// The programs on the front page run too.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct FrontPage;

@@ -3,7 +3,7 @@
 use crate::child;
 use crate::error::{Error, Result};
 use crate::waiting::through_signals;
-use procession_core::process::{self, Role};
+use procession_core::process::{self, Current, Method, Role, Start, Stdio};
 use procession_core::{self as core, Deadline, Family};
 use std::ffi::OsString;
 use std::path::Path;
@@ -143,16 +143,20 @@ pub(crate) fn check_initialized() -> Result<()> {
 pub(crate) fn arguments_for_children() -> Vec<OsString> {
     match TEST.get() {
         None => std::env::args_os().skip(1).collect(),
-        Some(test) => [
-            test,
-            "--exact",
-            "--include-ignored",
-            "--nocapture",
-            "--test-threads=1",
-        ]
-        .map(OsString::from)
-        .into(),
+        Some(test) => arguments_of_test(test),
     }
+}
+
+fn arguments_of_test(test: &str) -> Vec<OsString> {
+    [
+        test,
+        "--exact",
+        "--include-ignored",
+        "--nocapture",
+        "--test-threads=1",
+    ]
+    .map(OsString::from)
+    .into()
 }
 
 /// Whether children begin in a test harness, which writes a word of its own to standard output.
@@ -160,12 +164,33 @@ pub(crate) fn is_test() -> bool {
     TEST.get().is_some()
 }
 
+/// What a process knows of itself.
+///
+/// ```
+/// # procession::init();
+/// let child = procession::Builder::new().name("child").spawn(|| procession::current().unwrap().name, ())?;
+/// assert_eq!(child.join()?, "child");
+/// assert_eq!(procession::current()?.pid, std::process::id());
+/// # Ok::<(), procession::Error>(())
+/// ```
+pub fn current() -> Result<Current> {
+    Ok(process::current(family()?)?)
+}
+
 /// For `#[procession::test]`: notes the way to a test, by its path with the crate's name in front.
 #[doc(hidden)]
 pub fn enter_test(path: &'static str) {
     let (_, path) = path.split_once("::").unwrap_or(("", path));
     // Any test will do: in a child, none of them gets further than this.
-    TEST.get_or_init(|| path);
+    TEST.get_or_init(|| {
+        // A zygote's copies have a standard output of their own.
+        process::set_zygote(&Start {
+            args: arguments_of_test(path),
+            stdio: [Stdio::Inherit, Stdio::Null, Stdio::Inherit],
+            ..Start::new(Method::Zygote)
+        });
+        path
+    });
     init();
 }
 

@@ -191,7 +191,7 @@ impl<T> SharedSlice<T> {
     };
 
     fn over(engine: Cell) -> core::Result<SharedSlice<T>> {
-        if engine.len() % Self::SIZE as u64 != 0 {
+        if !engine.len().is_multiple_of(Self::SIZE as u64) {
             return Err(core::Error::Malformed {
                 what: "shared slice",
                 why: "its values are of another type",

@@ -17,7 +17,7 @@ use super::fork::UNBORN;
 use super::household::household;
 use super::kept::Kept;
 use super::spawn;
-use super::start::{Method, Start};
+use super::start::{Method, Start, Stdio};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::memory::slots::{ProcState, ProcWord};
@@ -70,10 +70,12 @@ pub(super) struct Prelude {
     env: Vec<(OsString, Option<OsString>)>,
     directory: Option<PathBuf>,
     payload: Vec<u8>,
+    /// Which standard streams are swallowed.
+    null: [bool; 3],
 }
 
 /// Says what zygotes of this process, and of processes forked from it, are from now on: program, arguments,
-/// environment, directory and payload are those of `start`.
+/// environment, directory and payload are those of `start`, and its standard streams are null where those are.
 ///
 /// Without it, a zygote is this program with the arguments of the [`Start`] that first needs one.
 ///
@@ -89,6 +91,7 @@ pub fn set_zygote(start: &Start<'_>) {
         env: start.env.clone(),
         directory: start.directory.clone(),
         payload: start.payload.concat(),
+        null: start.stdio.map(|stream| matches!(stream, Stdio::Null)),
     };
     household(|house| house.prelude = Some(prelude));
 }
@@ -180,6 +183,13 @@ fn found(family: &'static Family, start: &Start<'_>) -> Result<Link> {
         args: prelude.args,
         env: prelude.env,
         directory: prelude.directory,
+        stdio: prelude.null.map(|null| {
+            if null {
+                Stdio::Null
+            } else {
+                Stdio::Inherit
+            }
+        }),
         payload,
         ..Start::new(Method::Zygote)
     };

@@ -78,14 +78,14 @@ fn a_map_that_is_dropped_leaves_the_pool_free() {
     let task = |(begun, gate): (SharedValue<u32>, Event)| {
         let number = begun.fetch_add(1);
         if number > 0 {
-            gate.wait();
+            gate.wait().unwrap();
         }
         number
     };
     let results = pool.map(task, items).window(50);
     let first: Vec<_> = results.take(1).collect();
     assert!(matches!(first[..], [Ok(0)]));
-    gate.set();
+    gate.set().unwrap();
     assert_eq!(pool.call(square, (3,)).unwrap().join().unwrap(), 9);
     assert!(begun.load() < 50, "what waited was not begun");
     assert_eq!(pool.pending(), 0);

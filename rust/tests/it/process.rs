@@ -1,7 +1,7 @@
 //! Processes: results, panics, deaths, and what travels to them.
 
 use procession::{Builder, Error, JoinError, Process, Queue, StartMethod, Stdio};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 fn add(a: u64, b: u64) -> u64 {
@@ -10,7 +10,7 @@ fn add(a: u64, b: u64) -> u64 {
 
 #[procession::test]
 fn a_function_runs_in_another_process_and_returns() {
-    let child = Process::spawn(|| std::process::id(), ()).unwrap();
+    let child = Process::spawn(std::process::id, ()).unwrap();
     let pid = child.pid();
     assert_ne!(pid, std::process::id());
     assert_eq!(child.join().unwrap(), pid);
@@ -76,7 +76,7 @@ fn a_panic_has_a_backtrace_if_that_is_asked_for_and_is_printed_as_usual() {
     let child = Builder::new()
         .env("RUST_BACKTRACE", "1")
         .stderr(writer)
-        .spawn(|| -> () { None::<()>.expect("something") }, ())
+        .spawn(|| -> u8 { panic!("something") }, ())
         .unwrap();
     let Err(JoinError::Panicked(panic)) = child.join() else {
         panic!("not a panic");
@@ -237,7 +237,8 @@ fn environment_directory_and_streams_are_as_they_were_set() {
         .stdout(writer)
         .spawn(
             || {
-                println!("{}", std::env::var("PROCESSION_TEST_A").unwrap());
+                let set = std::env::var("PROCESSION_TEST_A").unwrap();
+                writeln!(std::io::stdout(), "{set}").unwrap();
                 assert!(std::env::var_os("HOME").is_none());
                 assert_eq!(std::io::read_to_string(std::io::stdin()).unwrap(), "");
                 std::env::current_dir().unwrap()

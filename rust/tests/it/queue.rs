@@ -181,7 +181,11 @@ fn a_full_queue_takes_the_rest_as_room_comes() {
 fn what_was_put_outlives_its_killed_writer() {
     let queue = Queue::unbounded().unwrap();
     let child: Process<()> = Process::spawn(
-        |queue: Queue<u32>| (0..).for_each(|number| queue.put(number).unwrap()),
+        |queue: Queue<u32>| {
+            for number in 0.. {
+                queue.put(number).unwrap();
+            }
+        },
         (queue.clone(),),
     )
     .unwrap();
