@@ -183,13 +183,9 @@ fn found(family: &'static Family, start: &Start<'_>) -> Result<Link> {
         args: prelude.args,
         env: prelude.env,
         directory: prelude.directory,
-        stdio: prelude.null.map(|null| {
-            if null {
-                Stdio::Null
-            } else {
-                Stdio::Inherit
-            }
-        }),
+        stdio: prelude
+            .null
+            .map(|null| if null { Stdio::Null } else { Stdio::Inherit }),
         payload,
         ..Start::new(Method::Zygote)
     };
