@@ -110,11 +110,14 @@ pub fn stream<S: Sender, R: Receiver>(
     gate.elapsed() as f64 / (count / inward * inward) as f64
 }
 
+/// The sending and the receiving ends of one channel.
+pub(crate) type Ends<S, R> = (Vec<S>, Vec<R>);
+
 /// Sends a message there and back `count` times, and tells the nanoseconds for each round trip.
 pub fn ping<S: Sender, R: Receiver>(
     sides: Sides,
     place: Place,
-    (there, back): ((Vec<S>, Vec<R>), (Vec<S>, Vec<R>)),
+    (there, back): (Ends<S, R>, Ends<S, R>),
     size: usize,
     count: u64,
 ) -> f64 {

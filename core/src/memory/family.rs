@@ -482,6 +482,9 @@ impl std::fmt::Debug for Family {
 /// All families of this process, for the handlers around a fork.
 static FAMILIES: OnceLock<Lock<Vec<&'static Family>>> = OnceLock::new();
 
+/// The list of families, locked.
+type Listed = MutexGuard<'static, Vec<&'static Family>>;
+
 /// The locks of one family.
 type Guards = (
     MutexGuard<'static, ()>,
@@ -494,7 +497,7 @@ type Guards = (
 
 thread_local! {
     /// Held by the thread that forks, from before the fork until after it, on both sides.
-    static HELD: RefCell<Option<(MutexGuard<'static, Vec<&'static Family>>, Vec<Guards>)>> =
+    static HELD: RefCell<Option<(Listed, Vec<Guards>)>> =
         const { RefCell::new(None) };
 }
 

@@ -36,7 +36,6 @@ pub const AWAITED: &[&str] = &[
     "embryo.given_up",
     "event.set",
     "guarded.written",
-    "locker.ticket",
     "locker.turned",
     "pipe.counted",
     "pipe.in_transit",
