@@ -25,7 +25,7 @@ help: ## list what one can run
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: tools ## thumbnails of photographs by a pool: a plain run, then one with a worker killed in the middle
+demo: tools ## photographs made smaller by a pool: a plain run, then one with a broken file and a worker killed
 	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" --broken $(if $(OUT),--out "$(OUT)/plain")
 	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" --broken $(if $(OUT),--out "$(OUT)/kill") --kill
 
