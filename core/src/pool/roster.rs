@@ -297,6 +297,7 @@ impl Pool {
         self.keeper.clear();
         self.kill_overdue();
         self.replace_ended()?;
+        self.settle_strays()?;
         let state = self.state.lock();
         Ok(!(state.is_over() && state.workers.iter().all(|member| member.child.is_none())))
     }
@@ -446,6 +447,35 @@ impl Pool {
         };
         for letter in letters {
             self.settle_letter(Header::unpack(letter.bytes())?, &letter, died, killed_for)?;
+        }
+        Ok(())
+    }
+
+    /// Letters that came after their worker's end was dealt with: there was no memory for them at first.
+    fn settle_strays(&self) -> Result<()> {
+        self.read_letters()?;
+        let strays: Vec<_> = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let works_here = |pid| {
+                let children = state
+                    .workers
+                    .iter()
+                    .filter_map(|member| member.child.as_ref());
+                children.map(Child::pid).any(|worker| worker == pid)
+            };
+            state
+                .letters
+                .extract_if(.., |letter| !letter.victim().is_some_and(works_here))
+                .collect()
+        };
+        for letter in strays {
+            let died = WorkerDied {
+                pid: letter.victim().unwrap_or(0),
+                exit: None,
+                ran: Duration::ZERO,
+            };
+            self.settle_letter(Header::unpack(letter.bytes())?, &letter, died, None)?;
         }
         Ok(())
     }

@@ -297,14 +297,16 @@ impl Child {
                 Err(e) => return Err(e),
             },
         };
-        let exit = entry.exit.get_or_init(|| entry.judge(ended));
-        drop(guard);
+        let exit = entry.judge(ended);
         *entry.lifeline.lock() = None;
         household::forget(entry);
         // The family learns of it at once; without a seat, somebody's sweep will find it.
         if let Ok(me) = entry.family.me() {
             entry.family.bury(me, entry.slot, entry.generation);
         }
-        Ok(Some(*exit))
+        // Said last: who hears that it ended finds what it held back where it belongs.
+        let exit = *entry.exit.get_or_init(|| exit);
+        drop(guard);
+        Ok(Some(exit))
     }
 }
