@@ -297,14 +297,15 @@ impl Child {
                 Err(e) => return Err(e),
             },
         };
-        let exit = entry.exit.get_or_init(|| entry.judge(ended));
-        drop(guard);
-        *entry.lifeline.lock() = None;
-        household::forget(entry);
-        // The family learns of it at once; without a seat, somebody's sweep will find it.
+        let exit = entry.judge(ended);
+        // Before anybody is told: what the child had on loan is back by then. Without a seat, somebody's sweep will do it.
         if let Ok(me) = entry.family.me() {
             entry.family.bury(me, entry.slot, entry.generation);
         }
-        Ok(Some(*exit))
+        let exit = *entry.exit.get_or_init(|| exit);
+        drop(guard);
+        *entry.lifeline.lock() = None;
+        household::forget(entry);
+        Ok(Some(exit))
     }
 }
