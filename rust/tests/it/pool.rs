@@ -2,10 +2,12 @@
 
 use crate::support::{kill, until};
 use procession::{
-    Event, JobError, JobOptions, Pool, Queue, Semaphore, SharedSlice, SharedValue, StartMethod,
+    Event, JobError, JobOptions, Pool, Process, Queue, Semaphore, SharedSlice, SharedValue,
+    StartMethod,
 };
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -213,6 +215,35 @@ fn every_worker_killed_again_and_again_costs_nothing_with_retries() {
     }
     assert!(results.next().is_none());
     assert!(counts.to_vec().iter().all(|count| *count >= 1));
+}
+
+#[procession::test]
+fn a_death_that_another_thread_sees_first_is_the_pool_s_all_the_same() {
+    let pool = Pool::with_workers(2).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Whoever starts a process looks which of its children have ended.
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                Process::spawn(|| (), ()).unwrap().join().unwrap();
+            }
+        });
+        let die = |n: u32| {
+            if n.is_multiple_of(2) {
+                std::process::abort()
+            } else {
+                n
+            }
+        };
+        for (n, result) in pool.map(die, 0..60).enumerate() {
+            match result {
+                Ok(same) => assert_eq!((same as usize, n % 2), (n, 1)),
+                Err(JobError::WorkerDied(_)) => assert_eq!(n % 2, 0),
+                Err(other) => panic!("{other}"),
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
 }
 
 #[procession::test]
