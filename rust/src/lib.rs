@@ -86,3 +86,8 @@ pub mod __private {
     pub use crate::task::{assert_task, registered};
     pub use inventory;
 }
+
+/// The programs on the front page run too.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct FrontPage;
