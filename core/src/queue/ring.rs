@@ -1,10 +1,11 @@
 //! The flavor in shared memory: two latches over linked segments of entries.
 //!
 //! ```text
-//! body      line 0  limits, flags              read by all
-//!           line 1  latch, tail, last segment  producers
-//!           line 2  latch, head, first segment consumers
+//! body      line 0  limits, flags               read by all
+//!           line 1  latch, last segment         producers
+//!           line 2  latch, head, first segment  consumers
 //!           line 3  the words on which they sleep; what is done
+//!           line 4  tail                        from producers to consumers, who wait for it
 //! segment   next, number of its first entry, capacity; then entries of 64 bytes
 //! entry     block (0: inline) · length and tag · 48 bytes
 //! ```
@@ -43,7 +44,7 @@ pub(crate) const KIND: Kind = Kind {
 };
 
 shared! {
-    pub(crate) struct Body: 256 {
+    pub(crate) struct Body: 320 {
         flags: AtomicU32,
         closed: AtomicU32,
         /// Most messages inside; 0 without limit.
@@ -57,16 +58,18 @@ shared! {
         line0: [AtomicU64; 3],
 
         tail_latch: Latch,
-        /// The number of the next message to be put. Stored last: the commit of a put.
-        tail: AtomicU64,
         tail_segment: AtomicU64,
+        /// What `head` was when a producer last had to know; never more than it is.
+        head_seen: AtomicU64,
         line1: [AtomicU64; 5],
 
         head_latch: Latch,
         /// The number of the next message to be taken. Stored first: the commit of a get.
         head: AtomicU64,
         head_segment: AtomicU64,
-        line2: [AtomicU64; 5],
+        /// What `tail` was when a consumer last had to know; never more than it is.
+        tail_seen: AtomicU64,
+        line2: [AtomicU64; 4],
 
         /// Consumers sleep here until there is a message.
         ready: Bell,
@@ -78,6 +81,11 @@ shared! {
         /// How many messages are finished with, in a joinable queue.
         done: AtomicU64,
         line3: [AtomicU64; 3],
+
+        /// The number of the next message to be put. Stored last: the commit of a put. On a line of its own, because
+        /// idle consumers look at it all the time: the latch is not to travel with it.
+        tail: AtomicU64,
+        line4: [AtomicU64; 7],
     }
 }
 
@@ -318,17 +326,13 @@ impl Ring {
 
     fn put_some(&self, me: Me, messages: &mut [Prepared], deadline: Deadline) -> Result<usize> {
         let (family, body) = (self.family(), self.body);
-        let tail = self.enter_with_room(me, deadline)?;
+        let (tail, room) = self.enter_with_room(me, deadline)?;
         let segment = match body.room(family, me, self.body_offset(), tail) {
             Ok(segment) => segment,
             Err(error) => {
                 body.tail_latch.release(family, me);
                 return self.retry_after_sweep(me, error);
             }
-        };
-        let room = match self.max_items() {
-            Some(max) => max - (tail - body.head.load(Ordering::Acquire)),
-            None => u64::MAX,
         };
         let count = (messages.len() as u64)
             .min(room)
@@ -386,8 +390,8 @@ impl Ring {
         Ok(0)
     }
 
-    /// Takes the tail latch once there is room; returns `tail`.
-    fn enter_with_room(&self, me: Me, deadline: Deadline) -> Result<u64> {
+    /// Takes the tail latch once there is room; returns `tail`, and room for how many.
+    fn enter_with_room(&self, me: Me, deadline: Deadline) -> Result<(u64, u64)> {
         let (family, body) = (self.family(), self.body);
         let mut slept = false;
         let answer = loop {
@@ -399,8 +403,9 @@ impl Ring {
                 break Err(Error::Closed { what: "the queue" });
             }
             let tail = body.tail.load(Ordering::Relaxed);
-            if !self.is_full_at(tail) {
-                break Ok(tail);
+            let room = self.room_after(tail);
+            if room > 0 {
+                break Ok((tail, room));
             }
             body.tail_latch.release(family, me);
             let has_room =
@@ -419,6 +424,23 @@ impl Ring {
         };
         awake(family, me, &body.space, slept, answer.is_err());
         answer
+    }
+
+    /// How many may be put after `tail`, at least. Inside the tail latch.
+    fn room_after(&self, tail: u64) -> u64 {
+        let Some(max) = self.max_items() else {
+            return u64::MAX;
+        };
+        // Consumers write their line with every get: it is looked at only when what was seen of it says "full".
+        let seen = self.body.head_seen.load(Ordering::Relaxed);
+        match max.saturating_sub(tail.wrapping_sub(seen)) {
+            0 => {
+                let head = self.body.head.load(Ordering::Acquire);
+                self.body.head_seen.store(head, Ordering::Release);
+                max.saturating_sub(tail.wrapping_sub(head))
+            }
+            room => room,
+        }
     }
 
     fn is_full_at(&self, tail: u64) -> bool {
@@ -487,7 +509,7 @@ impl Ring {
         into: &mut impl FnMut(Message),
     ) -> Result<u64> {
         let (family, body) = (self.family(), self.body);
-        if body.length() == 0 {
+        if !body.may_have_messages() {
             return Ok(0);
         }
         enter(family, me, &body.head_latch, deadline)?;
@@ -667,6 +689,28 @@ impl Body {
         }
     }
 
+    /// Whether it is worth a look inside the head latch.
+    #[inline]
+    fn may_have_messages(&self) -> bool {
+        self.tail_seen.load(Ordering::Relaxed) > self.head.load(Ordering::Relaxed)
+            || self.length() > 0
+    }
+
+    /// Messages for consumers: `most` if there are as many, or else all. Inside the head latch.
+    #[inline]
+    fn there_are(&self, head: u64, most: u64) -> u64 {
+        // ORDERING: Acquire pairs with the Release below, for a consumer may have died in between, without the release
+        // of the latch.
+        let seen = self.tail_seen.load(Ordering::Acquire).saturating_sub(head);
+        if seen >= most {
+            return most;
+        }
+        // ORDERING: Acquire pairs with the Release of `tail` in `put_some`.
+        let tail = self.tail.load(Ordering::Acquire);
+        self.tail_seen.store(tail, Ordering::Release);
+        tail.saturating_sub(head).min(most)
+    }
+
     /// The segment with a place for entry `tail`, linking a new one if the last is full. Inside the tail latch.
     fn room(&self, family: &'static Family, me: Me, body: u64, tail: u64) -> Result<SegmentAt> {
         let last = self.tail_segment.load(Ordering::Relaxed);
@@ -768,15 +812,12 @@ fn take(
     into: &mut impl FnMut(Message),
 ) -> Result<u64> {
     let head = body.head.load(Ordering::Relaxed);
-    // ORDERING: Acquire pairs with the Release of `tail` in `put_some`.
-    let there = body.tail.load(Ordering::Acquire).saturating_sub(head);
+    let there = body.there_are(head, most);
     if there == 0 {
         return Ok(0);
     }
     let segment = first_segment(family, me, body, body_offset, head)?;
-    let count = there
-        .min(most)
-        .min(segment.capacity() - (head - segment.first()));
+    let count = there.min(segment.capacity() - (head - segment.first()));
     if count == 1 {
         let entry = segment.entry(family, head)?;
         if entry.block.load(Ordering::Relaxed) == 0 {
@@ -1239,6 +1280,15 @@ fn check(family: &'static Family, offset: u64, fsck: &mut Fsck) {
         body.head.load(Ordering::Acquire),
         body.tail.load(Ordering::Acquire),
     );
+    let (head_seen, tail_seen) = (
+        body.head_seen.load(Ordering::Acquire),
+        body.tail_seen.load(Ordering::Acquire),
+    );
+    if head_seen > head || tail_seen > tail {
+        fsck.fault(format!(
+            "the queue at {offset:#x} has seen more than there is"
+        ));
+    }
     if head > tail {
         fsck.fault(format!(
             "the queue at {offset:#x} has its head {head} after its tail {tail}"
