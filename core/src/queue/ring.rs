@@ -324,15 +324,36 @@ impl Ring {
         Ok(put)
     }
 
+    /// [`Ring::put`] of one message that lies in its entry, without the moves that many and large ones need.
+    pub(crate) fn put_inline(
+        &self,
+        me: Me,
+        header: Header,
+        words: &[u64; 6],
+        deadline: Deadline,
+    ) -> Result<()> {
+        let family = self.family();
+        loop {
+            let Some((tail, _, segment)) = self.reserve(me, deadline)? else {
+                continue;
+            };
+            let entry = match segment.entry(family, tail) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.body.tail_latch.release(family, me);
+                    return Err(error);
+                }
+            };
+            fill_inline(entry, header, words);
+            self.publish(me, tail, 1, false);
+            return Ok(());
+        }
+    }
+
     fn put_some(&self, me: Me, messages: &mut [Prepared], deadline: Deadline) -> Result<usize> {
         let (family, body) = (self.family(), self.body);
-        let (tail, room) = self.enter_with_room(me, deadline)?;
-        let segment = match body.room(family, me, self.body_offset(), tail) {
-            Ok(segment) => segment,
-            Err(error) => {
-                body.tail_latch.release(family, me);
-                return self.retry_after_sweep(me, error);
-            }
+        let Some((tail, room, segment)) = self.reserve(me, deadline)? else {
+            return Ok(0);
         };
         let count = (messages.len() as u64)
             .min(room)
@@ -341,7 +362,6 @@ impl Ring {
         let described = messages
             .iter()
             .any(|message| matches!(message, Prepared::Block { .. }));
-        let thread = family.thread(me.slot);
         if described {
             family.intend(me, PUT, &[self.body_offset(), tail, count]);
         }
@@ -358,6 +378,30 @@ impl Ring {
             body.tail_latch.release(family, me);
             return Err(error);
         }
+        self.publish(me, tail, count, described);
+        Ok(count as usize)
+    }
+
+    /// Takes the tail latch once there is room; returns `tail`, room for how many, and the segment that `tail` lies in.
+    /// `None` if the caller should try again.
+    #[inline]
+    fn reserve(&self, me: Me, deadline: Deadline) -> Result<Option<(u64, u64, SegmentAt)>> {
+        let (family, body) = (self.family(), self.body);
+        let (tail, room) = self.enter_with_room(me, deadline)?;
+        match body.room(family, me, self.body_offset(), tail) {
+            Ok(segment) => Ok(Some((tail, room, segment))),
+            Err(error) => {
+                body.tail_latch.release(family, me);
+                self.retry_after_sweep(me, error).map(|()| None)
+            }
+        }
+    }
+
+    /// Makes `count` filled entries messages, leaves the tail latch and wakes.
+    #[inline]
+    fn publish(&self, me: Me, tail: u64, count: u64, described: bool) {
+        let (family, body) = (self.family(), self.body);
+        let thread = family.thread(me.slot);
         // DEATH: published and nobody woken: `wake_owed` makes recovery wake for us. Set before, so that there is no
         // moment between.
         thread.wake_owed.store(
@@ -374,12 +418,11 @@ impl Ring {
         fault::point("ring.published");
         body.ready.ring(count.min(u32::MAX.into()) as u32);
         thread.wake_owed.store(0, Ordering::Release);
-        Ok(count as usize)
     }
 
-    /// After an allocation failed inside the latch: frees what the dead own, and says whether to try again.
+    /// After an allocation failed inside the latch: frees what the dead own, and says to try again.
     #[cold]
-    fn retry_after_sweep(&self, me: Me, error: Error) -> Result<usize> {
+    fn retry_after_sweep(&self, me: Me, error: Error) -> Result<()> {
         let family = self.family();
         if !matches!(error, Error::Exhausted { .. }) {
             return Err(error);
@@ -387,10 +430,11 @@ impl Ring {
         // A block of a segment's size can be had: then so can the segment, most likely.
         let probe = family.or_sweep(me, || family.allocate(me, segment_length(CAPACITY)));
         family.free(me, probe.map_err(|_| error)?.offset);
-        Ok(0)
+        Ok(())
     }
 
     /// Takes the tail latch once there is room; returns `tail`, and room for how many.
+    #[inline]
     fn enter_with_room(&self, me: Me, deadline: Deadline) -> Result<(u64, u64)> {
         let (family, body) = (self.family(), self.body);
         let mut slept = false;
@@ -783,13 +827,7 @@ impl SegmentAt {
 /// Writes a message into a free entry. Its block is named first and shared then, so that whoever undoes finds it.
 fn fill(family: &'static Family, entry: &Entry, message: &Prepared) -> Result<()> {
     match *message {
-        Prepared::Inline { header, words } => {
-            entry.block.store(0, Ordering::Release);
-            entry.header.store(header.pack(), Ordering::Release);
-            for (place, word) in entry.words.iter().zip(words) {
-                place.store(word, Ordering::Release);
-            }
-        }
+        Prepared::Inline { header, ref words } => fill_inline(entry, header, words),
         Prepared::Block { header, offset } => {
             entry.header.store(header.pack(), Ordering::Release);
             entry.block.store(offset, Ordering::Release);
@@ -799,6 +837,15 @@ fn fill(family: &'static Family, entry: &Entry, message: &Prepared) -> Result<()
         }
     }
     Ok(())
+}
+
+#[inline]
+fn fill_inline(entry: &Entry, header: Header, words: &[u64; 6]) {
+    entry.block.store(0, Ordering::Release);
+    entry.header.store(header.pack(), Ordering::Release);
+    for (place, word) in entry.words.iter().zip(words) {
+        place.store(*word, Ordering::Release);
+    }
 }
 
 /// Takes up to `most` messages out. Inside the head latch.
@@ -868,6 +915,7 @@ fn take(
     Ok(count)
 }
 
+#[inline]
 fn read_inline(entry: &Entry) -> Result<Message> {
     let header = Header::unpack(entry.header.load(Ordering::Relaxed));
     Message::inline(
