@@ -25,9 +25,9 @@ help: ## list what one can run
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: tools ## thumbnails of photographs by a pool: a plain run, then one with a worker killed in the middle
-	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" $(if $(OUT),--out "$(OUT)/plain")
-	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" $(if $(OUT),--out "$(OUT)/kill") --kill
+demo: tools ## photographs made smaller by a pool: a plain run, then one with a broken file and a worker killed
+	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" --broken $(if $(OUT),--out "$(OUT)/plain")
+	$(CARGO) run --release -p procession --example photos -- "$(PHOTOS)" --broken $(if $(OUT),--out "$(OUT)/kill") --kill
 
 .PHONY: test
 test: tools ## all tests

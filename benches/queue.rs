@@ -5,8 +5,8 @@
 
 use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender};
 use procession_benches::{
-    Contender, Figure, Place, Receiver, Sender, Sides, Unit, interleave, look, ping, print_table,
-    stream,
+    Contender, Ends, Figure, Place, Receiver, Sender, Sides, Unit, interleave, look, ping,
+    print_table, stream,
 };
 use procession_core::{Deadline, Family, Options, Outgoing, Queue, Tag};
 use std::sync::{OnceLock, mpsc};
@@ -90,7 +90,7 @@ fn streams(size: usize) -> Vec<Figure> {
             stream(PROCESSES, APART, || procession(limit, 1), size, count)
         }),
         Contender::new("ipc-channel, processes", move |count| {
-            stream(PROCESSES, APART, || ipc(), size, count)
+            stream(PROCESSES, APART, ipc, size, count)
         }),
         Contender::new("socketpair, processes", move |count| {
             stream(PROCESSES, APART, || socket(size, 1), size, count)
@@ -102,19 +102,13 @@ fn streams(size: usize) -> Vec<Figure> {
             crossbeam_stream(APART, limit, 1, size, count)
         }),
         Contender::new("std mpsc, threads", move |count| match size {
-            16 => stream(
-                Sides::Threads,
-                APART,
-                || std_mpsc::<[u8; 16]>(),
-                size,
-                count,
-            ),
-            _ => stream(Sides::Threads, APART, || std_mpsc::<Vec<u8>>(), size, count),
+            16 => stream(Sides::Threads, APART, std_mpsc::<[u8; 16]>, size, count),
+            _ => stream(Sides::Threads, APART, std_mpsc::<Vec<u8>>, size, count),
         }),
     ];
     if size <= 1024 {
         let batched = Contender::new("procession by 64, processes", move |count| {
-            stream(PROCESSES, APART, || batches(), size, count)
+            stream(PROCESSES, APART, batches, size, count)
         });
         contenders.insert(2, batched);
     }
@@ -192,9 +186,6 @@ fn pings(size: usize, place: Place) -> Vec<Figure> {
     ];
     interleave(&contenders, 64, BYTES_MAX / size as u64)
 }
-
-/// The two ends of a queue, each as often as there are sides for it.
-type Ends<S, R> = (Vec<S>, Vec<R>);
 
 /// One end of a queue, ours to give the benchmark's traits to.
 #[derive(Clone)]

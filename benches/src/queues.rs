@@ -72,7 +72,7 @@ type Part<'a> = Box<dyn FnOnce(&Gate) + Send + 'a>;
 pub fn stream<S: Sender, R: Receiver>(
     sides: Sides,
     place: Place,
-    open: impl FnOnce() -> (Vec<S>, Vec<R>),
+    open: impl FnOnce() -> Ends<S, R>,
     size: usize,
     count: u64,
 ) -> f64 {
@@ -118,11 +118,14 @@ pub fn stream<S: Sender, R: Receiver>(
     gate.elapsed() as f64 / (count / inward * inward) as f64
 }
 
+/// The sending and the receiving ends of one channel.
+pub type Ends<S, R> = (Vec<S>, Vec<R>);
+
 /// Sends a message there and back `count` times, and tells the nanoseconds for each round trip.
 pub fn ping<S: Sender, R: Receiver>(
     sides: Sides,
     place: Place,
-    open: impl Fn() -> (Vec<S>, Vec<R>),
+    open: impl Fn() -> Ends<S, R>,
     size: usize,
     count: u64,
 ) -> f64 {

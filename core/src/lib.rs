@@ -25,14 +25,16 @@ pub mod queue;
 pub mod shared;
 pub mod sync;
 mod sys;
+mod tag;
 #[doc(hidden)]
 pub mod testing;
 
 pub use deadline::Deadline;
 pub use error::{Error, Result};
 pub use memory::{Builder, Family, Findings, Handle, Parcel, Usage};
-pub use queue::{Message, OnDeath, Options, Outgoing, Queue, Tag};
+pub use queue::{Message, OnDeath, Options, Outgoing, Queue};
 pub use sys::machine::processors;
+pub use tag::Tag;
 
 use memory::object::Kind;
 

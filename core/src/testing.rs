@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::memory::Family;
 use crate::memory::block::State;
+use crate::memory::slots::{ProcState, ProcWord};
 use crate::memory::{runs, slabs};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -79,8 +80,10 @@ pub fn strike(family: &Family, pid: u32) {
 
 /// The numbers of all processes that have a slot.
 pub fn pids(family: &Family) -> Vec<u32> {
-    let numbers = family.processes().iter();
-    let numbers = numbers.map(|process| process.pid.load(Ordering::Acquire));
+    let taken = family.processes().iter().filter(|process| {
+        ProcWord::unpack(process.state.load(Ordering::Acquire)).state != ProcState::Free
+    });
+    let numbers = taken.map(|process| process.pid.load(Ordering::Acquire));
     numbers.filter(|pid| *pid != 0).collect()
 }
 

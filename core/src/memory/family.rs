@@ -1,6 +1,7 @@
 //! Who shares an arena: a root process and everything it starts.
 
 use super::layout::{self, Header, LINE, MAGIC, PAGE, ProcSlot, ThreadSlot, UNIT};
+use super::lock::Lock;
 use super::object::{Attachments, Kind};
 use super::offset::{self, Region};
 use super::slabs::Heap;
@@ -8,13 +9,13 @@ use super::slots::ProcState;
 use super::{epoch, reclaim};
 use crate::error::{Error, Result};
 use crate::sys::{machine, memory, process, socket};
-use parking_lot::Mutex;
 use std::any::Any;
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::mem::size_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, MutexGuard, OnceLock};
 
 /// The calling thread's place in a family: what it writes into lock words and ownership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,19 +53,25 @@ pub struct Family {
     units: &'static [AtomicU64],
     kinds: &'static [Kind],
     local: AtomicPtr<Local>,
-    creating: Mutex<()>,
+    creating: Lock<()>,
     /// The two ends of the socket in which descriptors lie; every member has both. See `connection::locker`.
     locker: OnceLock<(OwnedFd, OwnedFd)>,
 }
+
+/// What a kill leaves whole, a panic does too.
+impl std::panic::RefUnwindSafe for Family {}
+
+/// Messages on loan to this process, by the handle of their queue, oldest first.
+type Leases = HashMap<u64, VecDeque<Arc<dyn Any + Send + Sync>>>;
 
 /// What belongs to this process alone, for one epoch.
 pub(crate) struct Local {
     epoch: u32,
     process: u32,
-    pub(crate) heap: Mutex<Heap>,
-    pub(crate) attachments: Mutex<Attachments>,
+    pub(crate) heap: Lock<Heap>,
+    pub(crate) attachments: Lock<Attachments>,
     /// Messages on loan to this process, by the handle of their queue, oldest first.
-    pub(crate) leases: Mutex<HashMap<u64, VecDeque<Arc<dyn Any + Send + Sync>>>>,
+    pub(crate) leases: Lock<Leases>,
 }
 
 /// The limits of a family, from the environment unless set here.
@@ -287,13 +294,6 @@ fn from_environment(name: &'static str) -> Result<Option<u64>> {
 }
 
 impl Family {
-    /// Joins a family by its arena's descriptor.
-    pub(crate) fn attach(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
-        let family = Family::open_for_child(fd, kinds)?;
-        family.local_state()?;
-        Ok(family)
-    }
-
     /// Opens a family by its arena's descriptor, for a child that goes on to [`Family::take_embryo`].
     pub(crate) fn open_for_child(fd: OwnedFd, kinds: &'static [Kind]) -> Result<&'static Family> {
         let (length, reserve) = offset::inspect(fd.as_fd())?;
@@ -324,7 +324,7 @@ impl Family {
             )?,
             kinds,
             local: AtomicPtr::new(std::ptr::null_mut()),
-            creating: Mutex::new(()),
+            creating: Lock::new(()),
             locker: OnceLock::new(),
         }));
         super::park::prepare();
@@ -357,7 +357,6 @@ impl Family {
         // A fork that nobody announced: the child is a process of its own, with the parent's attachments.
         let parent = before.map(|local| local.process);
         let process = self.claim_process(ProcState::Alive, parent)?;
-        self.describe_process(process);
         let inherited = before
             .map(|local| local.attachments.lock().inherit())
             .unwrap_or_default();
@@ -410,9 +409,9 @@ impl Family {
         let local = Box::leak(Box::new(Local {
             epoch: epoch::current(),
             process,
-            heap: Mutex::new(Heap::new()),
-            attachments: Mutex::new(attachments),
-            leases: Mutex::default(),
+            heap: Lock::new(Heap::new()),
+            attachments: Lock::new(attachments),
+            leases: Lock::default(),
         }));
         self.local.store(local, Ordering::Release);
         local
@@ -481,46 +480,54 @@ impl std::fmt::Debug for Family {
 }
 
 /// All families of this process, for the handlers around a fork.
-static FAMILIES: OnceLock<Mutex<Vec<&'static Family>>> = OnceLock::new();
+static FAMILIES: OnceLock<Lock<Vec<&'static Family>>> = OnceLock::new();
 
-#[expect(
-    unsafe_code,
-    reason = "a lock taken before a fork is released after it, by the same thread"
-)]
-fn install() -> Mutex<Vec<&'static Family>> {
+/// The list of families, locked.
+type Listed = MutexGuard<'static, Vec<&'static Family>>;
+
+/// The locks of one family.
+type Guards = (
+    MutexGuard<'static, ()>,
+    Option<(
+        MutexGuard<'static, Heap>,
+        MutexGuard<'static, Attachments>,
+        MutexGuard<'static, Leases>,
+    )>,
+);
+
+thread_local! {
+    /// Held by the thread that forks, from before the fork until after it, on both sides.
+    static HELD: RefCell<Option<(Listed, Vec<Guards>)>> =
+        const { RefCell::new(None) };
+}
+
+fn install() -> Lock<Vec<&'static Family>> {
     // A fork copies locks as they are: nobody may be inside one of ours just then.
     extern "C" fn before() {
         let Some(families) = FAMILIES.get() else {
             return;
         };
         let families = families.lock();
-        for family in families.iter() {
-            std::mem::forget(family.creating.lock());
-            if let Some(local) = family.previous_local() {
-                std::mem::forget(local.heap.lock());
-                std::mem::forget(local.attachments.lock());
-                std::mem::forget(local.leases.lock());
-            }
-        }
-        std::mem::forget(families);
+        let guards = families.iter().map(|family| {
+            let creating = family.creating.lock();
+            let local = family.previous_local();
+            (
+                creating,
+                local.map(|local| {
+                    (
+                        local.heap.lock(),
+                        local.attachments.lock(),
+                        local.leases.lock(),
+                    )
+                }),
+            )
+        });
+        let guards = guards.collect();
+        let _ = HELD.try_with(|held| held.replace(Some((families, guards))));
     }
     extern "C" fn after() {
-        let Some(families) = FAMILIES.get() else {
-            return;
-        };
-        // SAFETY: `before` locked all of these in this thread, and nobody can have unlocked or changed them since.
-        unsafe {
-            for family in &*families.data_ptr() {
-                if let Some(local) = family.previous_local() {
-                    local.leases.force_unlock();
-                    local.attachments.force_unlock();
-                    local.heap.force_unlock();
-                }
-                family.creating.force_unlock();
-            }
-            families.force_unlock();
-        }
+        let _ = HELD.try_with(|held| held.replace(None));
     }
     process::at_fork(before, after, after);
-    Mutex::new(Vec::new())
+    Lock::new(Vec::new())
 }

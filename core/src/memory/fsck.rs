@@ -210,31 +210,3 @@ impl Family {
         })
     }
 }
-
-/// Leased blocks name their queue; a queue that checks itself asks which are its own.
-pub(crate) fn leased_by(family: &'static Family, queue: Handle) -> usize {
-    let mut count = 0;
-    for (unit, owner) in runs::walk(family) {
-        let mut look = |offset: u64, owner: Owner| {
-            if owner.state != State::Leased {
-                return;
-            }
-            let Ok((block, _)) = family.block_at(offset) else {
-                return;
-            };
-            let place = reclaim::lease_place(family, offset, owner, block.capacity);
-            let word = family.region().view::<std::sync::atomic::AtomicU64>(place);
-            if word.is_ok_and(|word| word.load(Ordering::Acquire) == queue.to_bits()) {
-                count += 1;
-            }
-        };
-        if owner.state == State::Slab {
-            if let Ok(blocks) = slabs::blocks(family, unit) {
-                blocks.for_each(|(o, w)| look(o, Owner::unpack(w.load(Ordering::Acquire))));
-            }
-        } else {
-            look(family.unit_offset(unit), owner);
-        }
-    }
-    count
-}

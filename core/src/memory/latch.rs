@@ -240,11 +240,6 @@ impl Latch {
         holder_of(before).is_some()
     }
 
-    /// Who holds it, as the word says.
-    pub(crate) fn holder(&self) -> Option<(u32, u32)> {
-        holder_of(self.word.load(Ordering::Acquire))
-    }
-
     /// Whether somebody may sleep on it.
     pub(crate) fn has_waiters(&self) -> bool {
         self.word.load(Ordering::Relaxed) & WAITERS != 0

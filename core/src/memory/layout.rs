@@ -160,7 +160,10 @@ shared! {
         pub(crate) freed: [AtomicU32; CLASSES],
         /// Its name for people, UTF-8, zero-filled.
         pub(crate) name: [AtomicU64; 6],
-        pub(crate) reserved: [AtomicU64; 16],
+        /// Who is about to take the slot while it is free: see [`super::slots::claimant`]. It means nothing in any other
+        /// state.
+        pub(crate) claimant: AtomicU64,
+        pub(crate) reserved: [AtomicU64; 15],
     }
 }
 

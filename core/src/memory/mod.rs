@@ -15,6 +15,7 @@ pub(crate) mod fsck;
 pub(crate) mod intent;
 pub(crate) mod latch;
 pub(crate) mod layout;
+pub(crate) mod lock;
 pub(crate) mod object;
 pub(crate) mod offset;
 pub(crate) mod parcel;

@@ -101,7 +101,7 @@ impl Handle {
     }
 
     fn new(offset: u64, generation: u32) -> Handle {
-        Handle(u64::from(generation) << 32 | offset / LINE)
+        Handle((u64::from(generation) << 32) | (offset / LINE))
     }
 
     fn offset(self) -> u64 {
@@ -150,19 +150,6 @@ impl Attached {
     /// The body as its kind lays it out. It stays for as long as `self` does; whoever keeps the reference keeps `self`.
     pub(crate) fn view<T: Shared>(&self) -> Result<&'static T> {
         self.family.region().view(self.body())
-    }
-
-    /// Whether another process, or a message, holds the object too.
-    pub(crate) fn is_shared(&self) -> bool {
-        let Ok(object) = header(self.family, self.handle.offset()) else {
-            return false;
-        };
-        let owners: u32 = object
-            .owners
-            .iter()
-            .map(|word| word.load(Ordering::Acquire).count_ones())
-            .sum();
-        owners > 1 || object.references.load(Ordering::Acquire) > 0
     }
 }
 

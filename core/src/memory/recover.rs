@@ -38,8 +38,13 @@ pub(crate) fn settle(family: &Family, index: u32) {
             (kind.resume)(family, &intent);
         }
         slot.intent.store(0, Ordering::Release);
-        // DEATH: the intent is done and the latches are still shut; the next recoverer goes on from here.
-        fault::point("recover.resumed");
+    }
+    // DEATH: the intent is done and the latches are still shut; the next recoverer goes on from here.
+    fault::point("recover.resumed");
+    // Told before the latches open: nobody looks at a free slot until it is taken again. Who is woken and wants a latch
+    // that is still shut sleeps on the token, and the end of recovery wakes it.
+    wake_for(family, index);
+    if over {
         // The process stays noted: reclaim asks which slots were its.
         let free = ThreadWord {
             state: ThreadState::Free,
@@ -48,15 +53,22 @@ pub(crate) fn settle(family: &Family, index: u32) {
         };
         slot.state.store(free.pack(), Ordering::Release);
     }
-    // DEATH: the latches are open and nobody has been told; the next recoverer tells them.
+    // DEATH: the latches are open and all were told; who takes the slot next tells them again, which does no harm.
     fault::point("recover.opened");
     for owed in [&slot.wake_owed, &slot.waiting_on, &slot.answering] {
+        owed.store(0, Ordering::Release);
+    }
+}
+
+/// Wakes those whom the thread of a slot would have woken.
+fn wake_for(family: &Family, index: u32) {
+    let slot = family.thread(index);
+    for owed in [&slot.wake_owed, &slot.waiting_on, &slot.answering] {
         let offset = owed.load(Ordering::Acquire);
-        if offset != 0 {
-            if let Ok(word) = family.region().view::<AtomicU32>(offset) {
-                futex::wake_all(word);
-            }
-            owed.store(0, Ordering::Release);
+        if offset != 0
+            && let Ok(word) = family.region().view::<AtomicU32>(offset)
+        {
+            futex::wake_all(word);
         }
     }
 }

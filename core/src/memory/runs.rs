@@ -11,7 +11,6 @@ use super::block::{Owner, State};
 use super::family::{Family, Me};
 use super::latch::Acquired;
 use super::layout::UNIT;
-use super::slabs;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::sys::memory;

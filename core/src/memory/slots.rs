@@ -9,6 +9,7 @@ use super::latch::{self, Holder};
 use super::layout::{ProcSlot, ThreadSlot};
 use super::recover;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::sys::process;
 use crate::sys::token::Life;
 use std::cell::{Cell, RefCell};
@@ -325,28 +326,51 @@ impl Family {
             == ThreadState::Lingering
     }
 
-    /// Takes a free process slot in the given state.
+    /// Takes a free process slot in the given state: an embryo's without a number, any other with the caller's.
+    ///
+    /// A slot in use must tell at once which process to ask after, or others would take the newcomer for dead. So it is
+    /// described while it is still free, by one at a time: the claimant.
     pub(crate) fn claim_process(
         &'static self,
         state: ProcState,
         parent: Option<u32>,
     ) -> Result<u32> {
+        let mine = claimant();
         for (index, slot) in self.processes().iter().enumerate() {
-            let word = slot.state.load(Ordering::Relaxed);
-            let found = ProcWord::unpack(word);
-            if found.state != ProcState::Free {
+            let found = ProcWord::unpack(slot.state.load(Ordering::Acquire));
+            let before = slot.claimant.load(Ordering::Acquire);
+            if found.state != ProcState::Free
+                || is_claimant_alive(before)
+                || slot
+                    .claimant
+                    .compare_exchange(before, mine, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_err()
+            {
                 continue;
             }
-            let claimed = ProcWord {
-                state,
-                parent,
-                generation: found.generation,
+            // DEATH: a claim of a dead process, which the next to come takes over.
+            fault::point("slots.claimed");
+            // Looked at again: it may have been taken between the two looks above.
+            let word = slot.state.load(Ordering::Acquire);
+            let found = ProcWord::unpack(word);
+            let taken = found.state == ProcState::Free && {
+                match state {
+                    ProcState::Embryo => slot.pid.store(0, Ordering::Release),
+                    ProcState::Free | ProcState::Alive => self.describe_process(index as u32),
+                }
+                let claimed = ProcWord {
+                    state,
+                    parent,
+                    generation: found.generation,
+                };
+                slot.state
+                    .compare_exchange(word, claimed.pack(), Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
             };
-            if slot
-                .state
-                .compare_exchange(word, claimed.pack(), Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-            {
+            let _ = slot
+                .claimant
+                .compare_exchange(mine, 0, Ordering::AcqRel, Ordering::Relaxed);
+            if taken {
                 return Ok(index as u32);
             }
         }
@@ -428,4 +452,36 @@ impl Family {
     pub(crate) fn thread(&self, index: u32) -> &'static ThreadSlot {
         &self.threads()[index as usize]
     }
+}
+
+/// The calling process, in one word.
+///
+/// ```text
+///  63            32 31             22 21       0
+///  start time       pid namespace     number
+/// ```
+fn claimant() -> u64 {
+    let pid = process::pid();
+    let started = process::start_time(pid).unwrap_or(0);
+    started << 32 | namespace_bits() | u64::from(pid)
+}
+
+/// Whether the process of a [`claimant`] word may be moving in still.
+fn is_claimant_alive(word: u64) -> bool {
+    let (pid, started) = ((word & 0x3f_ffff) as u32, word >> 32);
+    if pid == 0 {
+        return false;
+    }
+    if word & 0xffc0_0000 != namespace_bits() {
+        // Its number means nothing here.
+        return true;
+    }
+    match process::start_time(pid) {
+        Some(now) => started == 0 || now & 0xffff_ffff == started,
+        None => process::is_hidden(pid),
+    }
+}
+
+fn namespace_bits() -> u64 {
+    (process::pid_namespace() & 0x3ff) << 22
 }

@@ -163,10 +163,6 @@ impl Shared {
         self.attached.handle()
     }
 
-    pub(super) fn family(&self) -> &'static Family {
-        self.attached.family()
-    }
-
     pub(super) fn jobs_per_worker(&self) -> u64 {
         self.board.jobs_per_worker.load(Ordering::Relaxed)
     }

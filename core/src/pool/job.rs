@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::process::Exit;
-use crate::queue::{Message, Tag};
+use crate::queue::Message;
+use crate::tag::Tag;
 use std::time::Duration;
 
 /// The number of a job in its pool, from 1 on.

@@ -7,12 +7,13 @@ use super::job::{
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::memory::family::Family;
+use crate::memory::lock::Lock;
 use crate::memory::object::Handle;
 use crate::process::{Child, Exit};
-use crate::queue::{Message, OnDeath, Options as QueueOptions, Outgoing, Queue, Tag};
+use crate::queue::{Message, OnDeath, Options as QueueOptions, Outgoing, Queue};
 use crate::sys::poll::{self, Interest};
 use crate::sys::{machine, process};
-use parking_lot::Mutex;
+use crate::tag::Tag;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,7 +59,7 @@ pub struct Pool {
     shared: Shared,
     options: Options,
     launch: Box<Launch>,
-    state: Mutex<State>,
+    state: Lock<State>,
     next_job: AtomicU64,
     keeper: poll::Alarm,
     pid: u32,
@@ -143,7 +144,7 @@ impl Pool {
             shared,
             options,
             launch: Box::new(launch),
-            state: Mutex::new(state),
+            state: Lock::new(state),
             next_job: AtomicU64::new(1),
             keeper: poll::Alarm::new()?,
             pid: process::pid(),
@@ -243,6 +244,16 @@ impl Pool {
         Ok(true)
     }
 
+    /// Drops a job that waits, and the outcome of one that runs: that goes on to its end. False if it has ended already.
+    pub fn forget(&self, job: JobId) -> Result<bool> {
+        self.check_owner()?;
+        if !self.settle(job.0) {
+            return Ok(false);
+        }
+        self.shared.cancel(job.0);
+        Ok(true)
+    }
+
     /// Kills the worker that runs a job, if one does.
     fn kill_worker_of(&self, job: u64) {
         let mut state = self.state.lock();
@@ -286,6 +297,7 @@ impl Pool {
         self.keeper.clear();
         self.kill_overdue();
         self.replace_ended()?;
+        self.settle_strays()?;
         let state = self.state.lock();
         Ok(!(state.is_over() && state.workers.iter().all(|member| member.child.is_none())))
     }
@@ -315,12 +327,14 @@ impl Pool {
                 .timeout
                 .is_some_and(|timeout| now.saturating_sub(started) > nanos(timeout));
             // Read again: `started` may be the next job's.
-            if overdue && !pending.timed_out && line.job.load(Ordering::Acquire) == job {
-                if let Some(child) = &member.child {
-                    pending.timed_out = true;
-                    member.killed_for = Some(job);
-                    let _ = child.kill();
-                }
+            if overdue
+                && !pending.timed_out
+                && line.job.load(Ordering::Acquire) == job
+                && let Some(child) = &member.child
+            {
+                pending.timed_out = true;
+                member.killed_for = Some(job);
+                let _ = child.kill();
             }
         }
     }
@@ -433,6 +447,35 @@ impl Pool {
         };
         for letter in letters {
             self.settle_letter(Header::unpack(letter.bytes())?, &letter, died, killed_for)?;
+        }
+        Ok(())
+    }
+
+    /// Letters that came after their worker's end was dealt with: there was no memory for them at first.
+    fn settle_strays(&self) -> Result<()> {
+        self.read_letters()?;
+        let strays: Vec<_> = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let works_here = |pid| {
+                let children = state
+                    .workers
+                    .iter()
+                    .filter_map(|member| member.child.as_ref());
+                children.map(Child::pid).any(|worker| worker == pid)
+            };
+            state
+                .letters
+                .extract_if(.., |letter| !letter.victim().is_some_and(works_here))
+                .collect()
+        };
+        for letter in strays {
+            let died = WorkerDied {
+                pid: letter.victim().unwrap_or(0),
+                exit: None,
+                ran: Duration::ZERO,
+            };
+            self.settle_letter(Header::unpack(letter.bytes())?, &letter, died, None)?;
         }
         Ok(())
     }

@@ -6,8 +6,9 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::memory::family::Family;
-use crate::queue::{Outgoing, Tag};
+use crate::queue::Outgoing;
 use crate::sys::{machine, process};
+use crate::tag::Tag;
 use std::sync::atomic::Ordering;
 
 /// One worker of a pool, in its own process.

@@ -7,12 +7,12 @@ use super::start::{Method, Start};
 use super::zygote;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
+use crate::memory::lock::Lock;
 use crate::memory::slots::{ProcState, ProcWord};
 use crate::memory::{Family, epoch};
 use crate::sys::poll::Interest;
 use crate::sys::process::Ended;
 use crate::sys::{poll, process};
-use parking_lot::Mutex;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -91,13 +91,13 @@ pub(super) struct Entry {
     method: Method,
     pidfd: Kept,
     /// Open for as long as the child may live.
-    lifeline: Mutex<Option<Kept>>,
+    lifeline: Lock<Option<Kept>>,
     /// Where its zygote tells how it ended.
     line: Option<Kept>,
     oom_kills: Option<u64>,
     exit: OnceLock<Exit>,
     /// One thread at a time asks how it ended: the system answers once.
-    collecting: Mutex<()>,
+    collecting: Lock<()>,
     epoch: u32,
 }
 
@@ -126,18 +126,46 @@ impl Entry {
             detached: start.detached,
             method: start.method,
             pidfd,
-            lifeline: Mutex::new(lifeline),
+            lifeline: Lock::new(lifeline),
             line,
             oom_kills,
             exit: OnceLock::new(),
-            collecting: Mutex::new(()),
+            collecting: Lock::new(()),
             epoch: epoch::current(),
         }
+    }
+
+    pub(super) fn pidfd(&self) -> &Kept {
+        &self.pidfd
     }
 
     /// Whether it is a zygote: the engine's child, not the program's.
     pub(super) fn is_zygote(&self) -> bool {
         self.method == Method::Zygote && self.line.is_none()
+    }
+
+    /// What is to be told of its end.
+    fn judge(&self, ended: Option<Ended>) -> Exit {
+        let state = self.family.process(self.slot).state.load(Ordering::Acquire);
+        let left = ProcWord::unpack(state);
+        // An embryo that nobody moved into. Another generation: it was there, and someone has freed the slot by now.
+        let began = left.generation != self.generation || left.state != ProcState::Embryo;
+        let ending = match ended.map(|ended| ended.code) {
+            None => Ending::Unknown,
+            Some(code) if code < 0 => Ending::Signal(-code),
+            Some(code) => Ending::Code(code),
+        };
+        let rose = || Some(embryo::oom_kills()? > self.oom_kills?);
+        Exit {
+            ending,
+            began,
+            peak_memory: ended.map_or(0, |ended| ended.peak_memory),
+            out_of_memory: if ending == Ending::Signal(9) {
+                rose()
+            } else {
+                None
+            },
+        }
     }
 }
 
@@ -269,39 +297,16 @@ impl Child {
                 Err(e) => return Err(e),
             },
         };
-        let exit = entry.exit.get_or_init(|| entry.judge(ended));
-        drop(guard);
+        let exit = entry.judge(ended);
         *entry.lifeline.lock() = None;
         household::forget(entry);
         // The family learns of it at once; without a seat, somebody's sweep will find it.
         if let Ok(me) = entry.family.me() {
             entry.family.bury(me, entry.slot, entry.generation);
         }
-        Ok(Some(*exit))
-    }
-}
-
-impl Entry {
-    fn judge(&self, ended: Option<Ended>) -> Exit {
-        let state = self.family.process(self.slot).state.load(Ordering::Acquire);
-        let left = ProcWord::unpack(state);
-        // An embryo that nobody moved into. Another generation: it was there, and someone has freed the slot by now.
-        let began = left.generation != self.generation || left.state != ProcState::Embryo;
-        let ending = match ended.map(|ended| ended.code) {
-            None => Ending::Unknown,
-            Some(code) if code < 0 => Ending::Signal(-code),
-            Some(code) => Ending::Code(code),
-        };
-        let rose = || Some(embryo::oom_kills()? > self.oom_kills?);
-        Exit {
-            ending,
-            began,
-            peak_memory: ended.map_or(0, |ended| ended.peak_memory),
-            out_of_memory: if ending == Ending::Signal(9) {
-                rose()
-            } else {
-                None
-            },
-        }
+        // Said last: who hears that it ended finds what it held back where it belongs.
+        let exit = *entry.exit.get_or_init(|| exit);
+        drop(guard);
+        Ok(Some(exit))
     }
 }

@@ -74,6 +74,9 @@ impl Embryo {
             Ok(pidfd) => Ok(self.born_as(pid, pidfd, None, start, oom_kills)),
             Err(error) => {
                 process::abandon(pid);
+                if let Ok(me) = self.family.me() {
+                    self.family.bury(me, self.slot, self.generation);
+                }
                 Err(error)
             }
         }

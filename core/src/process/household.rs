@@ -7,9 +7,11 @@ use super::zygote::{Link, Prelude};
 use crate::deadline::Deadline;
 use crate::error::Result;
 use crate::memory::epoch;
+use crate::sys::poll::{self, Interest};
 use crate::sys::process;
-use parking_lot::{Mutex, MutexGuard};
-use std::sync::{Arc, OnceLock};
+use std::cell::RefCell;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What a process keeps. Never locked across a wait, a fork, or an operation on the arena.
 #[derive(Debug, Default)]
@@ -35,7 +37,7 @@ static HOUSEHOLD: Mutex<Option<Household>> = Mutex::new(None);
 pub(super) fn household<R>(work: impl FnOnce(&mut Household) -> R) -> R {
     static HANDLERS: OnceLock<()> = OnceLock::new();
     HANDLERS.get_or_init(install);
-    let mut guard = HOUSEHOLD.lock();
+    let mut guard = lock();
     work(own(&mut guard))
 }
 
@@ -56,25 +58,32 @@ fn own<'a>(guard: &'a mut MutexGuard<'_, Option<Household>>) -> &'a mut Househol
     })
 }
 
-#[expect(
-    unsafe_code,
-    reason = "a lock taken before a fork is released after it, by the same thread"
-)]
+fn lock() -> MutexGuard<'static, Option<Household>> {
+    HOUSEHOLD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+thread_local! {
+    /// Held by the thread that forks, from before the fork until after it, on both sides.
+    static HELD: RefCell<Option<MutexGuard<'static, Option<Household>>>> = const { RefCell::new(None) };
+}
+
+/// A fork copies locks as they are: nobody may be inside one of ours just then.
+///
+/// Why the standard library's locks, and not parking_lot's? Those have a table of sleepers beside the lock, which a fork
+/// may copy while another thread is changing it.
 fn install() {
-    // A fork copies locks as they are: nobody may be inside one of ours just then.
     extern "C" fn before() {
-        std::mem::forget(HOUSEHOLD.lock());
+        let guard = lock();
+        let _ = HELD.try_with(|held| held.replace(Some(guard)));
         kept::before_fork();
     }
     extern "C" fn parent() {
         kept::after_fork();
-        // SAFETY: `before` locked it in this thread.
-        unsafe { HOUSEHOLD.force_unlock() };
+        let _ = HELD.try_with(|held| held.replace(None));
     }
     extern "C" fn child() {
         kept::close_copies();
-        // SAFETY: as above; this is the copy of that thread.
-        unsafe { HOUSEHOLD.force_unlock() };
+        let _ = HELD.try_with(|held| held.replace(None));
     }
     process::at_fork(before, parent, child);
 }
@@ -101,9 +110,17 @@ pub(super) fn forget(entry: &Arc<Entry>) {
 /// Collects the children that ended, also those that nobody holds any more.
 pub(super) fn collect_ended() {
     let known = household(|house| house.children.clone());
-    for entry in known {
+    let watched: Vec<_> = known
+        .iter()
+        .map(|entry| (entry.pidfd().as_fd(), Interest::Readable))
+        .collect();
+    let Ok(ended) = poll::wait(&watched, Deadline::PASSED) else {
+        // The next one to come by sees them as well.
+        return;
+    };
+    for index in ended {
         // Who asks for this child will get the error; whoever starts another is not concerned.
-        let _ = Child::of(entry).poll();
+        let _ = Child::of(Arc::clone(&known[index])).poll();
     }
 }
 

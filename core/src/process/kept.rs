@@ -6,9 +6,9 @@
 use crate::error::Result;
 use crate::memory::epoch;
 use crate::sys::process;
-use parking_lot::Mutex;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The numbers to close in a forked child. Locked around every fork, so that no fork sees one open and not listed.
 static NUMBERS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
@@ -16,6 +16,12 @@ static NUMBERS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 thread_local! {
     /// What the fork that this thread makes just now leaves open for the child.
     static SPARED: Cell<[RawFd; 2]> = const { Cell::new([-1; 2]) };
+    /// Held by the thread that forks, from before the fork until after it, on both sides.
+    static HELD: RefCell<Option<MutexGuard<'static, Vec<RawFd>>>> = const { RefCell::new(None) };
+}
+
+fn lock() -> MutexGuard<'static, Vec<RawFd>> {
+    NUMBERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A descriptor that forked children do not inherit.
@@ -29,13 +35,13 @@ pub(crate) struct Kept {
 impl Kept {
     /// Keeps a descriptor that exists already.
     pub(crate) fn new(fd: OwnedFd) -> Kept {
-        let mut numbers = NUMBERS.lock();
+        let mut numbers = lock();
         Kept::list(&mut numbers, fd)
     }
 
     /// Makes a descriptor and keeps it, with no fork in between.
     pub(crate) fn make(make: impl FnOnce() -> Result<OwnedFd>) -> Result<Kept> {
-        let mut numbers = NUMBERS.lock();
+        let mut numbers = lock();
         Ok(Kept::list(&mut numbers, make()?))
     }
 
@@ -43,7 +49,7 @@ impl Kept {
     pub(crate) fn make_pair(
         make: impl FnOnce() -> Result<(OwnedFd, OwnedFd)>,
     ) -> Result<(Kept, Kept)> {
-        let mut numbers = NUMBERS.lock();
+        let mut numbers = lock();
         let (a, b) = make()?;
         Ok((Kept::list(&mut numbers, a), Kept::list(&mut numbers, b)))
     }
@@ -75,7 +81,7 @@ impl Drop for Kept {
             let _ = fd.into_raw_fd();
             return;
         }
-        let mut numbers = NUMBERS.lock();
+        let mut numbers = lock();
         if let Some(index) = numbers.iter().position(|n| *n == fd.as_raw_fd()) {
             numbers.swap_remove(index);
         }
@@ -93,34 +99,24 @@ pub(crate) fn sparing<R>(numbers: [RawFd; 2], fork: impl FnOnce() -> R) -> R {
 
 /// Locks the list for a fork.
 pub(super) fn before_fork() {
-    std::mem::forget(NUMBERS.lock());
+    let guard = lock();
+    let _ = HELD.try_with(|held| held.replace(Some(guard)));
 }
 
 /// Unlocks it in the parent.
-#[expect(
-    unsafe_code,
-    reason = "a lock taken before a fork is released after it"
-)]
 pub(super) fn after_fork() {
-    // SAFETY: locked by `before_fork` in this thread.
-    unsafe { NUMBERS.force_unlock() };
+    let _ = HELD.try_with(|held| held.replace(None));
 }
 
 /// Closes in a forked child what is its parent's.
-#[expect(
-    unsafe_code,
-    reason = "a lock taken before a fork is released after it"
-)]
 pub(super) fn close_copies() {
     let spared = SPARED.get();
-    // SAFETY: locked by `before_fork` in this thread, whose copy this is; unlocked here, once.
-    unsafe {
-        let numbers = &mut *NUMBERS.data_ptr();
-        for number in numbers.drain(..) {
-            if !spared.contains(&number) {
-                process::close_number(number);
-            }
+    let Ok(Some(mut numbers)) = HELD.try_with(RefCell::take) else {
+        return;
+    };
+    for number in numbers.drain(..) {
+        if !spared.contains(&number) {
+            process::close_number(number);
         }
-        NUMBERS.force_unlock();
     }
 }

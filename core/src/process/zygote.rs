@@ -17,7 +17,7 @@ use super::fork::UNBORN;
 use super::household::household;
 use super::kept::Kept;
 use super::spawn;
-use super::start::{FDS_MAX, Method, Start};
+use super::start::{Method, Start, Stdio};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::memory::slots::{ProcState, ProcWord};
@@ -48,6 +48,12 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Whether the zygote ended, or does now.
+    fn ends_soon(&self) -> Result<bool> {
+        let pidfd = self.zygote.sentinel()?;
+        poll::wait_one_calmly(pidfd, Interest::Readable, Deadline::after(GRACE))
+    }
+
     /// Ends the zygote, which keeps nothing that could be lost.
     pub(super) fn end(&self) -> Result<()> {
         self.zygote.kill()?;
@@ -64,10 +70,12 @@ pub(super) struct Prelude {
     env: Vec<(OsString, Option<OsString>)>,
     directory: Option<PathBuf>,
     payload: Vec<u8>,
+    /// Which standard streams are swallowed.
+    null: [bool; 3],
 }
 
 /// Says what zygotes of this process, and of processes forked from it, are from now on: program, arguments,
-/// environment, directory and payload are those of `start`.
+/// environment, directory and payload are those of `start`, and its standard streams are null where those are.
 ///
 /// Without it, a zygote is this program with the arguments of the [`Start`] that first needs one.
 ///
@@ -83,6 +91,7 @@ pub fn set_zygote(start: &Start<'_>) {
         env: start.env.clone(),
         directory: start.directory.clone(),
         payload: start.payload.concat(),
+        null: start.stdio.map(|stream| matches!(stream, Stdio::Null)),
     };
     household(|house| house.prelude = Some(prelude));
 }
@@ -106,7 +115,12 @@ pub(super) fn start(family: &'static Family, start: &Start<'_>) -> Result<Child>
                     std::io::Error::from_raw_os_error(errno),
                 ));
             }
-            Answer::Gone => {}
+            // It may be on its way out still: the next round starts another once it is gone.
+            Answer::Gone if link.ends_soon()? => {}
+            Answer::Gone => {
+                why = "its zygote could not take the request: it has too many descriptors open";
+                break;
+            }
             Answer::Lost => {
                 why = "its zygote was killed while it started the child";
                 break;
@@ -169,6 +183,9 @@ fn found(family: &'static Family, start: &Start<'_>) -> Result<Link> {
         args: prelude.args,
         env: prelude.env,
         directory: prelude.directory,
+        stdio: prelude
+            .null
+            .map(|null| if null { Stdio::Null } else { Stdio::Inherit }),
         payload,
         ..Start::new(Method::Zygote)
     };
@@ -211,6 +228,7 @@ fn request(link: &Link, start: &Start<'_>) -> Result<Answer> {
         parent: origin.pid,
         lifeline: embryo.lifeline.is_some(),
         streams: streams.each_ref().map(Option::is_some),
+        fds: start.fds.len() as u8,
         block,
         start: at,
         length,
@@ -267,7 +285,12 @@ fn request(link: &Link, start: &Start<'_>) -> Result<Answer> {
             let child = embryo.born_as(pid as u32, pidfd, Some(line), start, oom_kills);
             Ok(Answer::Born(Box::new(child)))
         }
-        _ => Ok(Answer::Unborn(code)),
+        _ if code != 0 => Ok(Answer::Unborn(code)),
+        _ => {
+            // The child is there and its descriptor was lost on the way: this process has no number free for it.
+            process::kill_number(pid as u32);
+            Err(Error::os("take up a child", rustix::io::Errno::MFILE))
+        }
     }
 }
 
@@ -317,6 +340,8 @@ struct Request {
     parent: u32,
     lifeline: bool,
     streams: [bool; 3],
+    /// Descriptors for the child itself.
+    fds: u8,
     block: u64,
     start: u64,
     length: u64,
@@ -334,7 +359,10 @@ impl Request {
         let words = [
             REQUEST_MAGIC,
             u64::from(self.slot) << 32 | u64::from(self.generation),
-            u64::from(self.parent) << 32 | u64::from(self.lifeline) | streams,
+            u64::from(self.parent) << 32
+                | u64::from(self.fds) << 8
+                | u64::from(self.lifeline)
+                | streams,
             self.block,
             self.start,
             self.length,
@@ -358,6 +386,7 @@ impl Request {
             parent: (word(2) >> 32) as u32,
             lifeline: word(2) & 1 != 0,
             streams: [1, 2, 3].map(|bit| word(2) >> bit & 1 != 0),
+            fds: (word(2) >> 8) as u8,
             block: word(3),
             start: word(4),
             length: word(5),
@@ -497,7 +526,7 @@ impl Zygote {
                 Received::Packet(length) => {
                     let order = Request::read(&packet[..length.min(REQUEST)])
                         .and_then(|request| Order::sort(request, fds));
-                    // What cannot be read is not answered: its sender finds the line closed.
+                    // What came without all of its descriptors is not answered: its sender finds the line closed.
                     let Some(order) = order else { continue };
                     match order.fulfil(family) {
                         Outcome::Child(started) => return Ok(*started),
@@ -545,9 +574,6 @@ enum Outcome {
 
 impl Order {
     fn sort(request: Request, fds: Vec<OwnedFd>) -> Option<Order> {
-        if fds.len() > FDS_MAX + 6 {
-            return None;
-        }
         let mut fds = fds.into_iter();
         let line = Kept::new(fds.next()?);
         let sentinel = fds.next()?;
@@ -562,7 +588,8 @@ impl Order {
                 *place = Some(fds.next()?);
             }
         }
-        Some(Order {
+        let whole = fds.len() == usize::from(request.fds);
+        whole.then(|| Order {
             request,
             line,
             sentinel,
@@ -679,6 +706,7 @@ mod tests {
             parent: 1234,
             lifeline: true,
             streams: [false, true, true],
+            fds: 48,
             block: 1 << 40,
             start: 16,
             length: 3,

@@ -6,23 +6,9 @@ use crate::memory::block::{self, Block};
 use crate::memory::family::{Family, Me};
 use crate::memory::layout::shared;
 use crate::memory::object::{self, Handle};
+use crate::tag::Tag;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-/// What the bytes of a message are, for who reads them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Tag(pub u8);
-
-impl Tag {
-    /// Bytes without a meaning that the engine knows of.
-    pub const RAW: Tag = Tag(0);
-    /// Serde's postcard, as the Rust face writes.
-    pub const POSTCARD: Tag = Tag(1);
-    /// A Python pickle of protocol 5.
-    pub const PICKLE: Tag = Tag(2);
-    /// JSON text.
-    pub const JSON: Tag = Tag(3);
-}
 
 /// Bytes that fit into a queue's entry; longer ones lie in a block of their own.
 pub(crate) const INLINE_MAX: usize = 48;

@@ -5,6 +5,7 @@
 //!
 //! This room knows nothing of objects: it carries bytes, a tag that says what they are, and handles.
 
+mod doorbell;
 pub(crate) mod message;
 pub(crate) mod ring;
 
@@ -12,10 +13,12 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::memory::family::{Family, Me};
 use crate::memory::object::Handle;
+use crate::tag::Tag;
+pub use message::Message;
 use message::{Held, Prepared};
-pub use message::{Message, Tag};
 use ring::Ring;
 use std::any::Any;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// What becomes of a message whose holder died before it was done with it.
@@ -298,6 +301,15 @@ impl Queue {
         self.ring.is_closed()
     }
 
+    /// A descriptor that polls readable while messages are inside, or the queue is closed: for event loops.
+    ///
+    /// It is made for the whole family at the first call; from then on each put costs a system call. Poll it, then
+    /// [`Queue::get`] with [`Deadline::PASSED`] until that times out: the descriptor may be readable for nothing.
+    /// Fails with [`Error::Exhausted`] when 256 descriptors wait in the family's locker.
+    pub fn doorbell(&self) -> Result<BorrowedFd<'_>> {
+        self.ring.doorbell(self.family().me()?)
+    }
+
     /// How many messages are inside, exactly.
     pub fn len(&self) -> usize {
         self.ring.length() as usize
@@ -317,6 +329,11 @@ impl Queue {
     /// The most messages that may be inside, if there is a limit.
     pub fn max_items(&self) -> Option<u64> {
         self.ring.max_items()
+    }
+
+    /// Whether a message whose holder died goes to another ([`OnDeath::Redeliver`]).
+    pub fn redelivers(&self) -> bool {
+        self.ring.redelivers()
     }
 
     /// How many messages were put and are not done, in a joinable queue; in others, how many were ever put.

@@ -14,12 +14,13 @@
 //! store of `tail`, taking one the store of `head`. Everything else is written before, or derived, or described by an
 //! intent. An inline message needs no intent: before the store it is nowhere, after it it is in the queue.
 
+use super::doorbell::{self, Doorbell};
 use super::message::{Header, Lease, Message, Prepared, pid_of};
 use super::{OnDeath, Options};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::memory::block::{Owner, State};
+use crate::memory::block::State;
 use crate::memory::family::{Family, Me};
 use crate::memory::fsck::Fsck;
 use crate::memory::intent::{Intent, Op};
@@ -29,6 +30,8 @@ use crate::memory::object::{self, Attached, Handle, Kind};
 use crate::memory::park::{self, Spin, Watch};
 use crate::memory::reclaim;
 use crate::sys::futex::{self, Wake};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
@@ -40,6 +43,7 @@ pub(crate) const KIND: Kind = Kind {
     destroy,
     lost,
     check,
+    forget: Some(forget),
     ..Kind::plain("queue")
 };
 
@@ -54,7 +58,7 @@ shared! {
         /// This queue's own handle.
         handle: AtomicU64,
         /// The doorbell's ticket; kept alive by this word. 0 for none.
-        pub(crate) doorbell: AtomicU64,
+        pub(super) doorbell: AtomicU64,
         line0: [AtomicU64; 3],
 
         tail_latch: Latch,
@@ -63,7 +67,7 @@ shared! {
         head_seen: AtomicU64,
         line1: [AtomicU64; 5],
 
-        head_latch: Latch,
+        pub(super) head_latch: Latch,
         /// The number of the next message to be taken. Stored first: the commit of a get.
         head: AtomicU64,
         head_segment: AtomicU64,
@@ -210,6 +214,8 @@ const RETURN: Op = Op {
 pub(crate) struct Ring {
     attached: Attached,
     body: &'static Body,
+    /// Shared by the copies of this process.
+    doorbell: Arc<Doorbell>,
 }
 
 impl Ring {
@@ -250,7 +256,11 @@ impl Ring {
 
     fn new(attached: Attached) -> Result<Ring> {
         let body = attached.view::<Body>()?;
-        Ok(Ring { attached, body })
+        Ok(Ring {
+            attached,
+            body,
+            doorbell: Arc::default(),
+        })
     }
 
     pub(crate) fn family(&self) -> &'static Family {
@@ -261,8 +271,10 @@ impl Ring {
         self.attached.handle()
     }
 
-    pub(crate) fn body(&self) -> &'static Body {
-        self.body
+    /// The descriptor for those who poll.
+    pub(crate) fn doorbell(&self, me: Me) -> Result<BorrowedFd<'_>> {
+        self.doorbell
+            .fd(self.family(), me, self.body, self.body_offset())
     }
 
     pub(crate) fn body_offset(&self) -> u64 {
@@ -278,6 +290,10 @@ impl Ring {
         self.has(LEASED).then(|| self.handle())
     }
 
+    pub(crate) fn redelivers(&self) -> bool {
+        self.has(REDELIVER)
+    }
+
     pub(crate) fn is_joinable(&self) -> bool {
         self.has(JOINABLE)
     }
@@ -287,7 +303,7 @@ impl Ring {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.body.closed.load(Ordering::Acquire) != 0
+        self.body.is_closed()
     }
 
     pub(crate) fn length(&self) -> u64 {
@@ -417,6 +433,7 @@ impl Ring {
         body.tail_latch.release(family, me);
         fault::point("ring.published");
         body.ready.ring(count.min(u32::MAX.into()) as u32);
+        self.doorbell.ring(family, body);
         thread.wake_owed.store(0, Ordering::Release);
     }
 
@@ -554,6 +571,7 @@ impl Ring {
     ) -> Result<u64> {
         let (family, body) = (self.family(), self.body);
         if !body.may_have_messages() {
+            self.doorbell.hush(family, body);
             return Ok(0);
         }
         enter(family, me, &body.head_latch, deadline)?;
@@ -568,6 +586,7 @@ impl Ring {
         );
         body.head_latch.release(family, me);
         let taken = taken?;
+        self.doorbell.hush(family, body);
         if taken > 0 && self.max_items().is_some() {
             // DEATH: room that no producer was told of: they look again after a belt at most.
             body.space.ring(taken.min(u32::MAX.into()) as u32);
@@ -584,6 +603,7 @@ impl Ring {
         body.tail_latch.release(family, me);
         body.ready.ring(u32::MAX);
         body.space.ring(u32::MAX);
+        self.doorbell.ring(family, body);
         Ok(())
     }
 
@@ -722,8 +742,12 @@ fn awake(family: &'static Family, me: Me, bell: &Bell, slept: bool, empty_handed
 }
 
 impl Body {
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire) != 0
+    }
+
     /// Messages inside, exactly, at some moment during the call.
-    fn length(&self) -> u64 {
+    pub(super) fn length(&self) -> u64 {
         loop {
             let head = self.head.load(Ordering::Acquire);
             let tail = self.tail.load(Ordering::Acquire);
@@ -1044,6 +1068,7 @@ fn put_back(
     from_body.done_latch.release(family, me);
     target_body.tail_latch.release(family, me);
     target_body.ready.ring(1);
+    doorbell::ring_again(family, target_body);
     if from != target {
         from_body.idle.ring(u32::MAX);
     }
@@ -1312,6 +1337,13 @@ fn lost(family: &'static Family, me: Me, block: u64) -> bool {
     };
     // Without memory for a segment the message stays where it is, and the dead process's slot with it, for the next try.
     returned.is_ok()
+}
+
+/// A process died, perhaps between a message and its ring.
+fn forget(family: &'static Family, _me: Me, offset: u64, _process: u32) {
+    if let Ok(body) = family.region().view::<Body>(offset) {
+        doorbell::ring_again(family, body);
+    }
 }
 
 fn check(family: &'static Family, offset: u64, fsck: &mut Fsck) {

@@ -181,10 +181,16 @@ impl GuardedGuard<'_> {
 
     /// Replaces the bytes, all or none of them whatever happens; those beyond `bytes` stay as they are.
     ///
-    /// Fails with [`Error::TooLarge`] for more than there are.
+    /// Fails with [`Error::TooLarge`] for more than there are, and with [`Error::NotHeld`] in a forked process.
     pub fn commit(&mut self, bytes: &[u8]) -> Result<()> {
         let length = self.guarded.length;
         check_range("the range of the guarded bytes", 0, bytes.len(), length)?;
+        if self.guarded.hold.family().me()? != self.me {
+            return Err(Error::NotHeld {
+                what: "the guarded bytes",
+                why: "a forked process has a copy of the guard, not the lock",
+            });
+        }
         let region = self.guarded.hold.family().region();
         let version = &self.guarded.body.version;
         let counts = version.load(Ordering::Relaxed);

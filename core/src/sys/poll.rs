@@ -101,6 +101,11 @@ impl Alarm {
         })
     }
 
+    /// One that another process made.
+    pub(crate) fn adopt(fd: OwnedFd) -> Alarm {
+        Alarm { fd }
+    }
+
     /// Makes it readable.
     pub(crate) fn ring(&self) {
         // EAGAIN: it is readable already, 2^64 times over.

@@ -86,11 +86,6 @@ pub(crate) unsafe fn fork() -> Result<Forked> {
     }
 }
 
-/// How many threads this process has; 1 when it cannot be seen.
-pub(crate) fn thread_count() -> usize {
-    fs::read_dir("/proc/self/task").map_or(1, |tasks| tasks.count().max(1))
-}
-
 /// Runs `prepare` before, `parent` and `child` after every fork of this process.
 pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
     // SAFETY: the handlers are plain functions that live as long as the process.
@@ -261,6 +256,13 @@ pub(crate) fn collect(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
     }))
 }
 
+/// Kills a process by number. Only for one that was there a moment ago.
+pub(crate) fn kill_number(pid: u32) {
+    if let Ok(pid) = as_pid(pid) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
 /// Kills and collects a child that nobody will ever hear of.
 pub(crate) fn abandon(pid: u32) {
     // SAFETY: plain system calls; the number is our child's, because it was not collected yet.
@@ -411,11 +413,6 @@ pub(crate) fn null_device() -> Result<OwnedFd> {
         .open("/dev/null")
         .map_err(|e| Error::os("open `/dev/null`", e))?;
     above_stdio(file.into())
-}
-
-/// Leaves the parent's session, so that the terminal's signals go past this process.
-pub(crate) fn leave_session() {
-    let _ = rustix::process::setsid();
 }
 
 /// Whether `e` says that there is no such child (any more).

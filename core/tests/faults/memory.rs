@@ -98,7 +98,7 @@ pub fn operations() -> Vec<Operation> {
         takes(family(), &[], 64)
     });
     add("memory: growth by a long run", || {
-        takes(family(), &[64], 1_600_000)
+        takes(family(), &[64], 1_450_000)
     });
     add("memory: block of 64", || takes(family(), &[64], 64));
     add("memory: block of 128", || takes(family(), &[128], 128));

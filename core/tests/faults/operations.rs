@@ -18,7 +18,7 @@ pub fn family() -> &'static Family {
 pub fn family_keeping(warm: u64) -> &'static Family {
     procession_core::family()
         .name("faults")
-        .memory_max(3 << 20)
+        .memory_max(5 << 19)
         .reserve(4 << 20)
         .processes_max(8)
         .threads_max(8)
@@ -26,3 +26,28 @@ pub fn family_keeping(warm: u64) -> &'static Family {
         .create()
         .expect("an arena")
 }
+
+/// Fault points whose operations are not in the table yet: each run names them, and one that is passed must go from here.
+pub const AWAITED: &[&str] = &[
+    "barrier.changed",
+    "barrier.taken",
+    "condition.inherited",
+    "condition.told",
+    "embryo.given_up",
+    "event.set",
+    "guarded.written",
+    "locker.turned",
+    "pipe.counted",
+    "pipe.in_transit",
+    "pipe.received",
+    "pipe.seized",
+    "pipe.taken",
+    "pool.answered",
+    "pool.claimed",
+    "semaphore.booked",
+    "semaphore.forgotten",
+    "semaphore.given",
+    "zygote.collected",
+    "zygote.forked",
+    "zygote.requested",
+];

@@ -87,6 +87,19 @@ impl Process {
         }
     }
 
+    /// Runs a stepped process to the end of its operation.
+    pub fn finish(&mut self) -> Result<(), String> {
+        // SAFETY: a stopped process that asked to be traced by us.
+        let code = unsafe { libc::ptrace(libc::PTRACE_CONT, self.pid, 0, 0) };
+        if code != 0 {
+            return Err("it could not go on".to_owned());
+        }
+        match self.wait() {
+            Stop::Signal(libc::SIGSTOP) => Ok(()),
+            other => Err(format!("it did not come to its end: {other:?}")),
+        }
+    }
+
     /// Whether it has ended, collected or not.
     pub fn has_ended(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();

@@ -16,14 +16,19 @@ pub const PATIENCE: u32 = 3000;
 /// Failures of one operation that are told.
 const FAILURES_MAX: usize = 6;
 
+/// What survivors do in copies.
+const WAYS: [Way; 3] = [Way::SweepsFirst, Way::WorksFirst, Way::Abandons];
+
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
+    /// Whether each state is survived in every way, or in one, by turns.
+    all_ways: bool,
     /// States inside whose recovery there are deaths too.
     recoveries: usize,
-    /// Deaths inside one recovery.
+    /// Deaths inside one recovery: at each of so many states from its start, and then at fewer and fewer.
     deaths_each: usize,
-    /// Real kills.
+    /// Real kills, and pauses.
     kills: usize,
 }
 
@@ -35,13 +40,14 @@ impl Extent {
             "full"
         };
         let wanted = std::env::var("PROCESSION_FAULTS").unwrap_or_else(|_| usual.to_owned());
-        let (recoveries, deaths_each, kills) = match wanted.as_str() {
-            "short" => (1, 12, 2),
-            "full" => (8, 60, 12),
-            "long" => (usize::MAX, usize::MAX, usize::MAX),
+        let (all_ways, recoveries, deaths_each, kills) = match wanted.as_str() {
+            "short" => (false, 1, 8, 1),
+            "full" => (true, 8, 40, 12),
+            "long" => (true, usize::MAX, usize::MAX, usize::MAX),
             other => panic!("PROCESSION_FAULTS is short, full or long, not {other}"),
         };
         Extent {
+            all_ways,
             recoveries,
             deaths_each,
             kills,
@@ -66,6 +72,9 @@ pub struct Row {
     kills_survived: usize,
     /// Real kills at which the survivor was asleep, waiting.
     blocked: usize,
+    /// Times that the victim only stood still, and all was well.
+    pauses: usize,
+    pauses_survived: usize,
     points: BTreeSet<String>,
     pub failures: Vec<String>,
 }
@@ -83,7 +92,7 @@ pub fn prove(operation: &Operation, extent: Extent) -> Row {
         name: operation.name.to_owned(),
         ..Row::default()
     };
-    if let Err(error) = prove_states(operation, &mut row) {
+    if let Err(error) = prove_states(operation, &mut row, extent) {
         row.failures.push(format!("depth one: {error}"));
     }
     if row.failures.len() < FAILURES_MAX {
@@ -94,9 +103,11 @@ pub fn prove(operation: &Operation, extent: Extent) -> Row {
     }
     if row.failures.len() < FAILURES_MAX {
         for state in spread(row.states, extent.kills) {
-            if let Err(error) = really_kill(operation, &mut row, state) {
-                row.failures
-                    .push(format!("real kill at state {state}: {error}"));
+            for end in [End::Killed, End::Paused] {
+                if let Err(error) = in_the_same_arena(operation, &mut row, state, end) {
+                    row.failures
+                        .push(format!("{end:?} at state {state}: {error}"));
+                }
             }
             if row.failures.len() >= FAILURES_MAX {
                 break;
@@ -109,8 +120,9 @@ pub fn prove(operation: &Operation, extent: Extent) -> Row {
 /// `count` of the numbers below `all`, evenly.
 fn spread(all: usize, count: usize) -> BTreeSet<usize> {
     let count = count.min(all);
-    // The first state is the one before the operation: start after it.
-    (0..count).map(|i| (i + 1) * all / count - 1).collect()
+    (0..count)
+        .map(|i| (2 * i + 1) * all / (2 * count))
+        .collect()
 }
 
 /// Steps a process and calls `at` in each state that was not seen before, the one before the first step included.
@@ -143,7 +155,7 @@ fn step_through(
     }
 }
 
-fn prove_states(operation: &Operation, row: &mut Row) -> Result<(), String> {
+fn prove_states(operation: &Operation, row: &mut Row, extent: Extent) -> Result<(), String> {
     let scene = (operation.scene)();
     let page = Page::new();
     let ready = &scene.ready;
@@ -154,7 +166,10 @@ fn prove_states(operation: &Operation, row: &mut Row) -> Result<(), String> {
     let (mut recovered, mut failures) = (0, Vec::new());
     let (steps, states) = step_through(&mut victim, scene.family, |place| {
         let mut all = true;
-        for way in [Way::SweepsFirst, Way::WorksFirst, Way::Abandons] {
+        for (turn, way) in WAYS.into_iter().enumerate() {
+            if !extent.all_ways && turn != place.state % WAYS.len() {
+                continue;
+            }
             let copy = arena::copy(scene.family);
             if let Err(error) = survive(&scene, copy, &dead, way) {
                 all = false;
@@ -248,25 +263,20 @@ fn recover_and_die(
     victim: &Place,
     deaths_each: usize,
 ) -> Result<(), String> {
-    // Counted first, so that a sample can be spread over all of the recovery.
-    let count = if deaths_each == usize::MAX {
-        usize::MAX
-    } else {
-        let family = testing::open(copy.try_clone().expect("a descriptor")).expect("an arena");
-        let again = arena::copy(family);
-        let (mut recoverer, family, _) = recoverer(again, dead)?;
-        step_through(&mut recoverer, family, |_| true)?.1
-    };
-    let wanted = spread(count, deaths_each);
+    // Each of the first states, and then fewer and fewer: they are mostly alike (block after block), and how many there
+    // will be is not known.
+    let mut next = 0;
     let (mut recoverer, family, noted) = recoverer(copy, dead)?;
     let mut all_dead = dead.to_vec();
     all_dead.push(recoverer.pid as u32);
     let (_, states) = step_through(&mut recoverer, family, |place| {
-        if count != usize::MAX && !wanted.contains(&place.state) {
+        if place.state < next {
             return true;
         }
+        next = (place.state + 1)
+            .max(place.state.saturating_mul(deaths_each.saturating_add(1)) / deaths_each);
         row.inner_deaths += 1;
-        let way = [Way::SweepsFirst, Way::WorksFirst, Way::Abandons][place.state % 3];
+        let way = WAYS[place.state % WAYS.len()];
         match survive(scene, arena::copy(family), &all_dead, way) {
             Ok(_) => row.inner_recovered += 1,
             Err(error) => row.failures.push(format!(
@@ -301,11 +311,25 @@ fn recoverer(copy: OwnedFd, dead: &[u32]) -> Result<(Process, &'static Family, P
     Ok((process, family, noted))
 }
 
-/// Kills the victim for good when it comes to the given state, with a survivor at work in the same arena.
-fn really_kill(operation: &Operation, row: &mut Row, state: usize) -> Result<(), String> {
+/// What becomes of a victim that shares its arena with a survivor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It is killed at the state.
+    Killed,
+    /// It stands still there for as long as the survivor gets on without it, goes on to its end, and is killed then.
+    Paused,
+}
+
+/// Stops the victim for good or for a while in the given state, with a survivor at work in the same arena.
+fn in_the_same_arena(
+    operation: &Operation,
+    row: &mut Row,
+    state: usize,
+    end: End,
+) -> Result<(), String> {
     let scene = (operation.scene)();
-    let page = Page::new();
-    let mut victim = process::stepped(page, &scene.ready)?;
+    let victims = Page::new();
+    let mut victim = process::stepped(victims, &scene.ready)?;
     step_through(&mut victim, scene.family, |place| place.state < state)?;
     let page = Page::new_shared();
     page.write("");
@@ -316,7 +340,10 @@ fn really_kill(operation: &Operation, row: &mut Row, state: usize) -> Result<(),
         let survivor = Survivor {
             family,
             page,
-            way: Way::WorksFirst,
+            way: match end {
+                End::Killed => Way::WorksFirst,
+                End::Paused => Way::LooksOn,
+            },
         };
         survivor.check(&scene) as i32
     });
@@ -326,12 +353,32 @@ fn really_kill(operation: &Operation, row: &mut Row, state: usize) -> Result<(),
         asleep = if survivor.sleeps() { asleep + 1 } else { 0 };
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    row.blocked += usize::from(page.get(Word::Arrived) == 0);
-    row.kills += 1;
+    let blocked = page.get(Word::Arrived) == 0;
+    match end {
+        End::Killed => {
+            row.kills += 1;
+            row.blocked += usize::from(blocked);
+        }
+        End::Paused => {
+            row.pauses += 1;
+            victim
+                .finish()
+                .map_err(|error| format!("{error} {}", victims.read()))?;
+            if !testing::pids(scene.family).contains(&(victim.pid as u32)) {
+                return Err("the victim was taken for dead".to_owned());
+            }
+            while page.get(Word::Arrived) == 0 && !survivor.has_ended() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+    }
     victim.kill();
     page.set(Word::Killed, 1);
     answer(survivor.wait(), page)?;
-    row.kills_survived += 1;
+    match end {
+        End::Killed => row.kills_survived += 1,
+        End::Paused => row.pauses_survived += 1,
+    }
     Ok(())
 }
 
@@ -370,7 +417,7 @@ impl Row {
         }
     }
 
-    fn numbers(&self) -> [usize; 10] {
+    fn numbers(&self) -> [usize; 12] {
         [
             self.steps as usize,
             self.states,
@@ -382,6 +429,8 @@ impl Row {
             self.kills,
             self.kills_survived,
             self.blocked,
+            self.pauses,
+            self.pauses_survived,
         ]
     }
 
@@ -415,6 +464,8 @@ impl Row {
             kills: next(),
             kills_survived: next(),
             blocked: next(),
+            pauses: next(),
+            pauses_survived: next(),
             points: lines
                 .next()
                 .unwrap_or_default()
@@ -432,7 +483,7 @@ impl Row {
             " FAILED"
         };
         format!(
-            "{:<44} {:>7} {:>6} {:>6}   {:>4} {:>6} {:>6} {:>6}   {:>4} {:>4} {:>4}{verdict}",
+            "{:<44} {:>7} {:>6} {:>6}   {:>4} {:>6} {:>6} {:>6}   {:>4} {:>4} {:>4}   {:>4} {:>4}{verdict}",
             self.name,
             self.steps,
             self.states,
@@ -444,6 +495,8 @@ impl Row {
             self.kills,
             self.kills_survived,
             self.blocked,
+            self.pauses,
+            self.pauses_survived,
         )
     }
 }
@@ -451,10 +504,10 @@ impl Row {
 /// The table, in Markdown.
 pub fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| operation | steps | states | recovered | recoveries stepped | states in them | deaths there | recovered | real kills | survived | with a sleeper |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| operation | steps | states | recovered | recoveries stepped | states in them | deaths there | recovered | real kills | survived | with a sleeper | pauses | undisturbed |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
-    let mut sum = [0; 10];
+    let mut sum = [0; 12];
     for row in rows {
         let numbers = row.numbers();
         sum.iter_mut().zip(numbers).for_each(|(sum, n)| *sum += n);

@@ -200,7 +200,7 @@ pub fn operations() -> Vec<Operation> {
         let handle = other.handle();
         let scene = one(&queue).keep(other).outcomes(&[&[&[]], &[&[1]]]);
         acts(scene, &queue, move |queue| {
-            put_with_handles(queue, 1, 8, &[handle, queue.handle()])
+            put_with_handles(queue, 1, 8, &[handle, handle])
         })
     });
     add("queue: put with the only hold on a queue", || {
@@ -387,6 +387,27 @@ pub fn operations() -> Vec<Operation> {
         reclaims(one(&queue).outcomes(&[&[&[2]]]), &queue)
     });
 
+    add("queue: put with a doorbell", || {
+        let queue = plain(family());
+        queue.doorbell().expect("a doorbell");
+        fill(&queue, 1..3, 8);
+        let scene = one(&queue).outcomes(&[&[&[1, 2]], &[&[1, 2, 3]]]);
+        acts(scene, &queue, |queue| put(queue, 3, 8))
+    });
+    add("queue: get the last with a doorbell", || {
+        let queue = plain(family());
+        queue.doorbell().expect("a doorbell");
+        fill(&queue, 1..2, 8);
+        let scene = one(&queue).outcomes(&[&[&[1]], &[&[]]]);
+        acts(scene, &queue, |queue| std::mem::forget(get(queue)))
+    });
+    add("queue: make a doorbell", || {
+        let queue = plain(family());
+        fill(&queue, 1..3, 8);
+        acts(one(&queue).outcomes(&[&[&[1, 2]]]), &queue, |queue| {
+            queue.doorbell().expect("a doorbell");
+        })
+    });
     add("queue: close", || {
         let queue = plain(family());
         fill(&queue, 1..3, 8);

@@ -12,6 +12,9 @@ pub struct Operation {
     pub scene: fn() -> Scene,
 }
 
+/// Something that a scene claims of what the survivor sees.
+type Claim = Box<dyn Fn(&Survivor)>;
+
 /// A family, what is in it, what the victim does, and what may be true afterwards.
 pub struct Scene {
     pub family: &'static Family,
@@ -24,7 +27,7 @@ pub struct Scene {
     /// Runs in the victim: gets ready, and returns the operation.
     pub ready: Box<dyn Fn() -> Box<dyn FnOnce()>>,
     /// Further claims about the survivor's view.
-    pub also: Option<Box<dyn Fn(&Survivor)>>,
+    pub also: Option<Claim>,
     /// What must stay alive in the process that made the scene.
     pub kept: Vec<Box<dyn std::any::Any>>,
     /// Processes that died before the operation.
@@ -74,6 +77,7 @@ impl Scene {
         self
     }
 
+    #[allow(dead_code, reason = "for scenes with other things than queues")]
     pub fn also(mut self, claim: impl Fn(&Survivor) + 'static) -> Scene {
         self.also = Some(Box::new(claim));
         self
@@ -96,6 +100,8 @@ pub enum Way {
     WorksFirst,
     /// It does not touch the queues; they go with the last who held them, as the victim left them.
     Abandons,
+    /// The victim is only stopped, and goes on to its end: whatever the survivor does meanwhile must not disturb it.
+    LooksOn,
 }
 
 /// How long whatever must succeed at once may take.
@@ -115,12 +121,16 @@ impl Survivor {
     pub fn check(&self, scene: &Scene) -> usize {
         self.phase("taking a seat");
         testing::enter(self.family).expect("a seat");
-        if self.way != Way::WorksFirst {
-            self.phase("first check");
-            self.sound();
+        match self.way {
+            Way::SweepsFirst | Way::Abandons => {
+                self.phase("first check");
+                self.sound();
+            }
+            Way::WorksFirst => {}
+            Way::LooksOn => self.look_on(scene),
         }
         let outcome = match self.way {
-            Way::SweepsFirst | Way::WorksFirst => self.work(scene),
+            Way::SweepsFirst | Way::WorksFirst | Way::LooksOn => self.work(scene),
             Way::Abandons => {
                 self.wait_until_killed();
                 0
@@ -153,6 +163,27 @@ impl Survivor {
         let slabs = usage.bytes_in_use / (64 << 10);
         assert!(slabs <= 16, "{usage:?}: more than a slab for each class");
         outcome
+    }
+
+    /// Uses everything but what is in the queues, beside a victim that is alive.
+    fn look_on(&self, scene: &Scene) {
+        self.phase("looking on: looking for the dead");
+        testing::sweep(self.family).expect("a seat");
+        self.phase("looking on: using memory");
+        for length in [64, 8192, 20_000] {
+            let offset = testing::allocate(self.family, length).expect("memory");
+            testing::free(self.family, offset).expect("a seat");
+        }
+        testing::trim(self.family).expect("a seat");
+        self.phase("looking on: attaching");
+        for handle in &scene.queues {
+            let queue = Queue::attach(self.family, *handle).expect("a living queue");
+            let _ = (queue.len(), queue.unfinished());
+        }
+        self.phase("looking on: looking for the dead again");
+        testing::sweep(self.family).expect("a seat");
+        self.wait_until_killed();
+        self.sound();
     }
 
     /// Uses the queues, checks what is in them, and empties them.
@@ -271,7 +302,7 @@ pub fn put(queue: &Queue, number: u32, length: usize) {
         .expect("a message is put");
 }
 
-/// The bytes of message `number`: its number, its length, zeros, and a last byte that is none.
+/// The bytes of message `number`: its number, its length, zeros, and a last byte that is not.
 pub fn bytes_of(number: u32, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     bytes[..4].copy_from_slice(&number.to_le_bytes());

@@ -1,4 +1,8 @@
 //! The engine with real processes and real kills.
+#![allow(
+    clippy::print_stdout,
+    reason = "tests print their seeds and what the storms did"
+)]
 
 mod connection;
 mod pool;

@@ -457,6 +457,78 @@ fn a_drained_queue_keeps_no_memory() {
     assert_sound(family);
 }
 
+#[test]
+fn a_doorbell_is_readable_while_messages_are_inside() {
+    let family = family();
+    let queue = plain(family);
+    let readable = |queue: &Queue, deadline| {
+        !procession_core::connection::wait(&[queue.doorbell().unwrap()], deadline)
+            .unwrap()
+            .is_empty()
+    };
+    assert!(!readable(&queue, Deadline::PASSED));
+    let mut child = fork(|| {
+        for number in 0..2000u32 {
+            queue
+                .put(Tag::RAW, &[&number.to_le_bytes()], watchdog())
+                .unwrap();
+        }
+        0
+    });
+    let mut next = 0u32;
+    while next < 2000 {
+        assert!(readable(&queue, watchdog()), "message {next} was announced");
+        while let Ok(message) = queue.get(Deadline::PASSED) {
+            assert_eq!(message.bytes(), next.to_le_bytes());
+            next += 1;
+        }
+    }
+    child.succeed();
+    assert!(!readable(&queue, Deadline::PASSED), "empty and quiet");
+    queue.close().unwrap();
+    assert!(
+        readable(&queue, Deadline::PASSED),
+        "whoever polls learns of the end"
+    );
+    drop(queue);
+    assert_sound(family);
+    assert_eq!(
+        family.fsck().unwrap().objects,
+        0,
+        "the ticket went with the queue"
+    );
+}
+
+#[test]
+fn a_doorbell_rings_for_producers_that_die() {
+    let family = family();
+    let queue = plain(family);
+    queue.doorbell().unwrap();
+    let mut random = Random::new("a_doorbell_rings_for_producers_that_die");
+    let mut came = 0;
+    for _ in 0..100 {
+        let mut child = fork(|| {
+            loop {
+                queue.put(Tag::RAW, &[b"ding"], watchdog()).unwrap();
+            }
+        });
+        until("something came", || !queue.is_empty());
+        for _ in 0..random.below(3000) {
+            std::hint::spin_loop();
+        }
+        child.kill();
+        family.fsck().unwrap();
+        while !queue.is_empty() {
+            let ready = procession_core::connection::wait(&[queue.doorbell().unwrap()], watchdog())
+                .unwrap();
+            assert_eq!(ready, [0]);
+            came += queue.get_many(1000, Deadline::PASSED).unwrap().len();
+        }
+    }
+    assert!(came >= 100);
+    assert_sound(family);
+}
+
 /// Producers and consumers of one queue are killed at random, a thousand times.
 fn storm(name: &str, options: &Options, kills: u32) {
     const PRODUCERS: usize = 3;

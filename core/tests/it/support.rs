@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test may take before its processes are ended by SIGALRM.
-pub const WATCHDOG: Duration = Duration::from_secs(120);
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(120);
 
 /// A forked child; killed and collected when dropped.
 #[derive(Debug)]
-pub struct Child {
+pub(crate) struct Child {
     pid: i32,
     ended: Option<i32>,
 }
 
 /// Runs `work` in a forked child, which exits with what it returns.
-pub fn fork(work: impl FnOnce() -> i32) -> Child {
+pub(crate) fn fork(work: impl FnOnce() -> i32) -> Child {
     // SAFETY: the child uses the engine and ends by `_exit`; nothing else of the test process runs in it.
     match unsafe { libc::fork() } {
         -1 => panic!("fork failed"),
@@ -31,24 +31,24 @@ pub fn fork(work: impl FnOnce() -> i32) -> Child {
 }
 
 impl Child {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid as u32
     }
 
     /// Sends a signal.
-    pub fn signal(&self, number: i32) {
+    pub(crate) fn signal(&self, number: i32) {
         // SAFETY: a child that was not collected yet.
         unsafe { libc::kill(self.pid, number) };
     }
 
     /// Kills it and waits until it is gone.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.signal(libc::SIGKILL);
         self.wait();
     }
 
     /// Waits for its end: the exit code, or the negative signal.
-    pub fn wait(&mut self) -> i32 {
+    pub(crate) fn wait(&mut self) -> i32 {
         if let Some(code) = self.ended {
             return code;
         }
@@ -67,7 +67,7 @@ impl Child {
 
     /// Waits for its end, which must be a success.
     #[track_caller]
-    pub fn succeed(&mut self) {
+    pub(crate) fn succeed(&mut self) {
         assert_eq!(self.wait(), 0, "the child failed");
     }
 }
@@ -82,10 +82,10 @@ impl Drop for Child {
 
 /// Words shared with all forked children, outside the arena.
 #[derive(Clone, Copy)]
-pub struct Words(&'static [AtomicU32]);
+pub(crate) struct Words(&'static [AtomicU32]);
 
 impl Words {
-    pub fn new(count: usize) -> Words {
+    pub(crate) fn new(count: usize) -> Words {
         let bytes = count * 4;
         // SAFETY: a fresh shared mapping of that size, zero, never unmapped.
         unsafe {
@@ -99,26 +99,22 @@ impl Words {
         }
     }
 
-    pub fn at(&self, index: usize) -> &'static AtomicU32 {
-        &self.0[index]
-    }
-
-    pub fn get(&self, index: usize) -> u32 {
+    pub(crate) fn get(&self, index: usize) -> u32 {
         self.0[index].load(Ordering::SeqCst)
     }
 
-    pub fn set(&self, index: usize, value: u32) {
+    pub(crate) fn set(&self, index: usize, value: u32) {
         self.0[index].store(value, Ordering::SeqCst);
     }
 
-    pub fn add(&self, index: usize, value: u32) -> u32 {
+    pub(crate) fn add(&self, index: usize, value: u32) -> u32 {
         self.0[index].fetch_add(value, Ordering::SeqCst)
     }
 }
 
 /// Waits for a condition under the watchdog.
 #[track_caller]
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < WATCHDOG, "waited in vain until {what}");
@@ -126,21 +122,13 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The state letter of a process (`man 5 proc`).
-pub fn state_of(pid: u32) -> char {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rfind(')')
-        .and_then(|at| stat[at + 1..].trim_start().chars().next())
-        .unwrap_or('?')
-}
-
 /// Random numbers from a printed seed.
 #[derive(Debug)]
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// From `PROCESSION_SEED`, or the clock.
-    pub fn new(test: &str) -> Random {
+    pub(crate) fn new(test: &str) -> Random {
         let seed = std::env::var("PROCESSION_SEED")
             .ok()
             .and_then(|text| text.parse().ok())
@@ -152,24 +140,24 @@ impl Random {
         Random(seed | 1)
     }
 
-    pub fn seeded(seed: u64) -> Random {
+    pub(crate) fn seeded(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 }
 
 #[track_caller]
-pub fn assert_sound(family: &'static procession_core::Family) {
+pub(crate) fn assert_sound(family: &'static procession_core::Family) {
     let findings = family.fsck().expect("a check");
     assert_eq!(findings.faults, Vec::<String>::new());
 }

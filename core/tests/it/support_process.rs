@@ -4,6 +4,8 @@ use procession_core::process::{Child, Method, Role, Start, Started, Stdio, boots
 use procession_core::{Deadline, Family, Result};
 use std::ffi::OsString;
 use std::fs;
+use std::io::Read;
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio as Streams};
 use std::time::{Duration, Instant};
 
@@ -36,11 +38,11 @@ pub(crate) fn divert(work: impl FnOnce(Started) -> i32) {
     std::process::exit(work(started));
 }
 
-/// Ends this process after a minute, whatever hangs.
+/// Ends this process after two minutes, whatever hangs: later than a test's watchdog, so that it saves none.
 #[expect(unsafe_code, reason = "sets a timer")]
 pub(crate) fn alarm() {
     // SAFETY: a plain system call.
-    unsafe { libc::alarm(60) };
+    unsafe { libc::alarm(120) };
 }
 
 /// A start by `method` whose child runs the test `name` anew, quietly.
@@ -140,4 +142,76 @@ pub(crate) fn assert_sound(family: &'static Family) {
 pub(crate) fn ignore(signal: i32) {
     // SAFETY: ignoring runs no code.
     unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// Reads to the end of a pipe that processes hold open, or fails at the watchdog.
+#[track_caller]
+pub(crate) fn read_to_the_end(mut pipe: impl Read + AsFd) -> String {
+    let mut bytes = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        let ready = procession_core::connection::wait(&[pipe.as_fd()], watchdog()).unwrap();
+        assert_eq!(ready, [0], "somebody holds the pipe still");
+        match pipe.read(&mut part).unwrap() {
+            0 => return String::from_utf8(bytes).unwrap(),
+            length => bytes.extend(&part[..length]),
+        }
+    }
+}
+
+/// Reads what helpers say until so many are ready; returns their numbers. It reads no further than that.
+#[track_caller]
+pub(crate) fn ready(pipe: &mut (impl Read + AsFd), count: usize) -> Vec<i32> {
+    let mut numbers = Vec::new();
+    let mut line = Vec::new();
+    while numbers.len() < count {
+        let ready = procession_core::connection::wait(&[pipe.as_fd()], watchdog()).unwrap();
+        assert_eq!(ready, [0], "{count} should be ready, {numbers:?} are");
+        let mut byte = [0];
+        assert_eq!(pipe.read(&mut byte).unwrap(), 1, "all are gone");
+        if byte == *b"\n" {
+            let text = String::from_utf8(std::mem::take(&mut line)).unwrap();
+            numbers.extend(
+                text.strip_prefix("ready ")
+                    .and_then(|n| n.parse::<i32>().ok()),
+            );
+        } else {
+            line.push(byte[0]);
+        }
+    }
+    numbers
+}
+
+/// Has a signal run a handler that does nothing, every 10 ms.
+#[expect(unsafe_code, reason = "installs a signal handler and a timer")]
+pub(crate) fn be_interrupted() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let tick = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 10_000,
+    };
+    let timer = libc::itimerval {
+        it_interval: tick,
+        it_value: tick,
+    };
+    // SAFETY: the handler does nothing, the timer is a plain value.
+    unsafe {
+        libc::signal(libc::SIGALRM, nothing as *const () as libc::sighandler_t);
+        libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut());
+    }
+}
+
+/// Nothing is left in the arena, and what is there is sound.
+#[track_caller]
+pub(crate) fn assert_empty(family: &'static Family) {
+    assert_sound(family);
+    let findings = family.fsck().expect("a check");
+    assert_eq!(
+        (
+            findings.objects,
+            findings.blocks_shared,
+            findings.blocks_private
+        ),
+        (0, 0, 0)
+    );
 }
