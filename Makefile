@@ -22,7 +22,7 @@ SINCE ?=
 
 .PHONY: help
 help: ## list what one can run
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: tools ## photographs made smaller by a pool: a plain run, then one with a broken file and a worker killed
@@ -54,6 +54,10 @@ storm: tools ## the long form of the random kills
 .PHONY: bench
 bench: tools ## the benchmarks; BENCH=name runs one
 	$(CARGO) bench -p procession-benches $(if $(BENCH),--bench "$(BENCH)")
+
+.PHONY: bench-count
+bench-count: tools ## instructions and system calls of one put and one get, counted one by one (x86_64)
+	$(CARGO) bench -p procession-benches --bench count
 
 .PHONY: examples
 examples: tools ## build and run each small example

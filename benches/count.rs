@@ -58,12 +58,14 @@ mod counting {
         for _ in 0..TIMES {
             assert!(goes_on, "a first mark");
             let mut steps = 0;
-            let mut next = next_instruction(child);
-            while next[0] != BREAKPOINT {
-                calls += u64::from(next == SYSTEM_CALL);
+            let mut at = instruction_pointer(child);
+            while code(at)[0] != BREAKPOINT {
+                calls += u64::from(code(at) == SYSTEM_CALL);
                 assert!(resume(child, libc::PTRACE_SINGLESTEP), "a second mark");
-                next = next_instruction(child);
-                steps += 1;
+                let next = instruction_pointer(child);
+                // One that repeats itself (`rep movsb`) is one, however many bytes it moves.
+                steps += u64::from(next != at);
+                at = next;
             }
             assert!(resume(child, libc::PTRACE_CONT), "a second mark");
             instructions.push(steps);
@@ -102,14 +104,17 @@ mod counting {
     const BREAKPOINT: u8 = 0xcc;
     const SYSTEM_CALL: [u8; 2] = [0x0f, 0x05];
 
-    /// The first bytes of what the child does next.
-    fn next_instruction(child: i32) -> [u8; 2] {
+    /// Where the child goes on.
+    fn instruction_pointer(child: i32) -> u64 {
         let place = std::mem::offset_of!(libc::user_regs_struct, rip);
-        // SAFETY: a word of the registers is read; then code, which this process has where its copy has it.
-        unsafe {
-            let address = libc::ptrace(libc::PTRACE_PEEKUSER, child, place, 0);
-            (address as *const [u8; 2]).read()
-        }
+        // SAFETY: a word of a stopped child's registers.
+        unsafe { libc::ptrace(libc::PTRACE_PEEKUSER, child, place, 0) as u64 }
+    }
+
+    /// The first bytes of an instruction of the child.
+    fn code(address: u64) -> [u8; 2] {
+        // SAFETY: the child is a copy of this process, and has loaded no code since: what it runs lies here too.
+        unsafe { (address as *const [u8; 2]).read() }
     }
 
     fn queue(max_items: Option<u64>) -> Queue {

@@ -5,8 +5,8 @@
 
 use ipc_channel::ipc::{IpcBytesReceiver, IpcBytesSender};
 use procession_benches::{
-    Contender, Figure, Place, Receiver, Sender, Sides, Unit, interleave, look, ping, print_table,
-    stream,
+    Contender, Ends, Figure, Place, Receiver, Sender, Sides, Unit, interleave, look, ping,
+    print_table, stream,
 };
 use procession_core::{Deadline, Family, Options, Outgoing, Queue, Tag};
 use std::sync::{OnceLock, mpsc};
@@ -31,7 +31,7 @@ fn main() {
         print_table(
             "One way, both sides running: messages a second",
             Unit::Rate,
-            &SIZES.map(|(head, size)| (head, streams(size))),
+            &by_size(streams),
         );
     }
     if wanted("many") {
@@ -45,7 +45,7 @@ fn main() {
         print_table(
             "There and back, two processors: time of a round trip",
             Unit::Time,
-            &SIZES.map(|(head, size)| (head, pings(size, Place::Apart))),
+            &by_size(|size| pings(size, Place::Apart)),
         );
     }
     if wanted("together") {
@@ -55,6 +55,17 @@ fn main() {
             &[("16 B", pings(16, Place::Together))],
         );
     }
+}
+
+/// A column for each size; `SIZE=16` in the environment wants one alone.
+fn by_size(measure: impl Fn(usize) -> Vec<Figure>) -> Vec<(&'static str, Vec<Figure>)> {
+    let only: Option<usize> = std::env::var("SIZE")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let wanted = SIZES
+        .iter()
+        .filter(|(_, size)| only.is_none_or(|only| only == *size));
+    wanted.map(|(head, size)| (*head, measure(*size))).collect()
 }
 
 /// How many messages a bounded queue takes.
@@ -73,16 +84,16 @@ fn streams(size: usize) -> Vec<Figure> {
     let limit = Some(bound(size));
     let mut contenders = vec![
         Contender::new("procession, processes", move |count| {
-            stream(PROCESSES, APART, procession(None, 1), size, count)
+            stream(PROCESSES, APART, || procession(None, 1), size, count)
         }),
         Contender::new("procession bounded, processes", move |count| {
-            stream(PROCESSES, APART, procession(limit, 1), size, count)
+            stream(PROCESSES, APART, || procession(limit, 1), size, count)
         }),
         Contender::new("ipc-channel, processes", move |count| {
-            stream(PROCESSES, APART, ipc(), size, count)
+            stream(PROCESSES, APART, ipc, size, count)
         }),
         Contender::new("socketpair, processes", move |count| {
-            stream(PROCESSES, APART, socket(size, 1), size, count)
+            stream(PROCESSES, APART, || socket(size, 1), size, count)
         }),
         Contender::new("crossbeam, threads", move |count| {
             crossbeam_stream(APART, None, 1, size, count)
@@ -91,13 +102,13 @@ fn streams(size: usize) -> Vec<Figure> {
             crossbeam_stream(APART, limit, 1, size, count)
         }),
         Contender::new("std mpsc, threads", move |count| match size {
-            16 => stream(Sides::Threads, APART, std_mpsc::<[u8; 16]>(), size, count),
-            _ => stream(Sides::Threads, APART, std_mpsc::<Vec<u8>>(), size, count),
+            16 => stream(Sides::Threads, APART, std_mpsc::<[u8; 16]>, size, count),
+            _ => stream(Sides::Threads, APART, std_mpsc::<Vec<u8>>, size, count),
         }),
     ];
     if size <= 1024 {
         let batched = Contender::new("procession by 64, processes", move |count| {
-            stream(PROCESSES, APART, batches(), size, count)
+            stream(PROCESSES, APART, batches, size, count)
         });
         contenders.insert(2, batched);
     }
@@ -109,14 +120,25 @@ fn many(size: usize) -> Vec<Figure> {
     let limit = Some(bound(size));
     let contenders = [
         Contender::new("procession, processes", move |count| {
-            stream(Sides::Processes, ANYWHERE, procession(None, 2), size, count)
+            stream(
+                Sides::Processes,
+                ANYWHERE,
+                || procession(None, 2),
+                size,
+                count,
+            )
         }),
         Contender::new("procession bounded, processes", move |count| {
-            let ends = procession(limit, 2);
-            stream(Sides::Processes, ANYWHERE, ends, size, count)
+            stream(
+                Sides::Processes,
+                ANYWHERE,
+                || procession(limit, 2),
+                size,
+                count,
+            )
         }),
         Contender::new("socketpair, processes", move |count| {
-            stream(Sides::Processes, ANYWHERE, socket(size, 2), size, count)
+            stream(Sides::Processes, ANYWHERE, || socket(size, 2), size, count)
         }),
         Contender::new("crossbeam, threads", move |count| {
             crossbeam_stream(ANYWHERE, None, 2, size, count)
@@ -133,48 +155,37 @@ fn pings(size: usize, place: Place) -> Vec<Figure> {
     const THREADS: Sides = Sides::Threads;
     let contenders = [
         Contender::new("procession, processes", move |count| {
-            let ways = (procession(None, 1), procession(None, 1));
-            ping(PROCESSES, place, ways, size, count)
+            ping(PROCESSES, place, || procession(None, 1), size, count)
         }),
         Contender::new("ipc-channel, processes", move |count| {
-            ping(PROCESSES, place, (ipc(), ipc()), size, count)
+            ping(PROCESSES, place, ipc, size, count)
         }),
         Contender::new("socketpair, processes", move |count| {
-            let ways = (socket(size, 1), socket(size, 1));
-            ping(PROCESSES, place, ways, size, count)
+            ping(PROCESSES, place, || socket(size, 1), size, count)
         }),
         Contender::new("crossbeam, threads", move |count| match size {
-            16 => {
-                let ways = (crossbeam::<[u8; 16]>(None, 1), crossbeam(None, 1));
-                ping(THREADS, place, ways, size, count)
-            }
-            _ => {
-                let ways = (crossbeam::<Vec<u8>>(None, 1), crossbeam(None, 1));
-                ping(THREADS, place, ways, size, count)
-            }
-        }),
-        Contender::new("std mpsc, threads", move |count| match size {
             16 => ping(
                 THREADS,
                 place,
-                (std_mpsc::<[u8; 16]>(), std_mpsc()),
+                || crossbeam::<[u8; 16]>(None, 1),
                 size,
                 count,
             ),
             _ => ping(
                 THREADS,
                 place,
-                (std_mpsc::<Vec<u8>>(), std_mpsc()),
+                || crossbeam::<Vec<u8>>(None, 1),
                 size,
                 count,
             ),
         }),
+        Contender::new("std mpsc, threads", move |count| match size {
+            16 => ping(THREADS, place, std_mpsc::<[u8; 16]>, size, count),
+            _ => ping(THREADS, place, std_mpsc::<Vec<u8>>, size, count),
+        }),
     ];
     interleave(&contenders, 64, BYTES_MAX / size as u64)
 }
-
-/// The two ends of a queue, each as often as there are sides for it.
-type Ends<S, R> = (Vec<S>, Vec<R>);
 
 /// One end of a queue, ours to give the benchmark's traits to.
 #[derive(Clone)]
@@ -312,11 +323,11 @@ fn crossbeam_stream(
 ) -> f64 {
     match size {
         16 => {
-            let ends = crossbeam::<[u8; 16]>(limit, sides);
+            let ends = || crossbeam::<[u8; 16]>(limit, sides);
             stream(Sides::Threads, place, ends, size, count)
         }
         _ => {
-            let ends = crossbeam::<Vec<u8>>(limit, sides);
+            let ends = || crossbeam::<Vec<u8>>(limit, sides);
             stream(Sides::Threads, place, ends, size, count)
         }
     }

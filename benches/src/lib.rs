@@ -15,7 +15,7 @@ mod gate;
 mod queues;
 mod rounds;
 
-pub use queues::{END, Place, Receiver, Sender, Sides, look, ping, stream};
+pub use queues::{END, Ends, Place, Receiver, Sender, Sides, alternate, look, ping, stream};
 pub use rounds::{Contender, Figure, Unit, interleave, print_table, rounds};
 
 /// Runs `work` in a process of its own and gives its number: what it leaves behind ends with it.

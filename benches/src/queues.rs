@@ -52,10 +52,17 @@ impl Place {
     /// how many processors there are gets a true answer.
     fn take(self, side: usize, pass: usize) {
         match self {
-            Place::Together if pass == 0 => pin(0),
             Place::Apart if pass == 1 => pin(side),
             Place::Anywhere | Place::Apart | Place::Together => {}
         }
+    }
+
+    /// Makes the queues, where they are used. Sides that run together are bound before there is anything.
+    fn open<T>(self, open: impl FnOnce() -> T) -> T {
+        if self == Place::Together {
+            pin(0);
+        }
+        open()
     }
 }
 
@@ -65,10 +72,11 @@ type Part<'a> = Box<dyn FnOnce(&Gate) + Send + 'a>;
 pub fn stream<S: Sender, R: Receiver>(
     sides: Sides,
     place: Place,
-    (senders, receivers): (Vec<S>, Vec<R>),
+    open: impl FnOnce() -> Ends<S, R>,
     size: usize,
     count: u64,
 ) -> f64 {
+    let (senders, receivers) = place.open(open);
     let (inward, outward) = (senders.len() as u64, receivers.len() as u64);
     let mut parts: Vec<Part<'_>> = Vec::new();
     for (side, mut sender) in senders.into_iter().enumerate() {
@@ -111,16 +119,17 @@ pub fn stream<S: Sender, R: Receiver>(
 }
 
 /// The sending and the receiving ends of one channel.
-pub(crate) type Ends<S, R> = (Vec<S>, Vec<R>);
+pub type Ends<S, R> = (Vec<S>, Vec<R>);
 
 /// Sends a message there and back `count` times, and tells the nanoseconds for each round trip.
 pub fn ping<S: Sender, R: Receiver>(
     sides: Sides,
     place: Place,
-    (there, back): (Ends<S, R>, Ends<S, R>),
+    open: impl Fn() -> Ends<S, R>,
     size: usize,
     count: u64,
 ) -> f64 {
+    let (there, back) = place.open(|| (open(), open()));
     let one = |ends: (Vec<S>, Vec<R>)| {
         let (mut senders, mut receivers) = ends;
         (
@@ -161,6 +170,28 @@ pub fn ping<S: Sender, R: Receiver>(
     let gate = Gate::new(2);
     run(sides, &gate, vec![caller, answerer]);
     gate.elapsed() as f64 / count as f64
+}
+
+/// Has `sides` do `turn` over and over, `count` times together, and tells the nanoseconds for each.
+pub fn alternate(sides: Sides, parties: u64, count: u64, turn: impl Fn() + Sync) -> f64 {
+    let turn = &turn;
+    let parts = (0..parties)
+        .map(|_| -> Part<'_> {
+            Box::new(move |gate| {
+                for pass in 0..PASSES {
+                    gate.meet(pass);
+                    if pass == 1 {
+                        gate.begin();
+                    }
+                    (0..passing(pass, count) / parties).for_each(|_| turn());
+                    gate.end();
+                }
+            })
+        })
+        .collect();
+    let gate = Gate::new(parties);
+    run(sides, &gate, parts);
+    gate.elapsed() as f64 / (count / parties * parties) as f64
 }
 
 /// How many messages a pass has: the first is shorter.

@@ -47,8 +47,17 @@ pub fn rounds() -> usize {
 /// Lets all contenders run in turns, each in a process of its own. The first is the one to compare with.
 ///
 /// Each is tried once with `count` to find how often it must run for some 40 milliseconds, but at most `most` times.
+///
+/// `RIVALS=text` in the environment leaves out those whose name does not have the text in it.
 pub fn interleave(contenders: &[Contender<'_>], count: u64, most: u64) -> Vec<Figure> {
     const NANOS_WANTED: f64 = 40e6;
+    let only = std::env::var("RIVALS").unwrap_or_default();
+    let contenders: Vec<_> = contenders
+        .iter()
+        .enumerate()
+        .filter(|(index, contender)| *index == 0 || contender.name.contains(&only))
+        .map(|(_, contender)| contender)
+        .collect();
     let counts: Vec<u64> = contenders
         .iter()
         .map(|contender| {

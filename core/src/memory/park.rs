@@ -92,18 +92,31 @@ pub(crate) fn park(
 
 /// A short, bounded wait without sleeping, for someone who is about to finish on another processor.
 ///
-/// It adapts: where spinning has found what it waited for, the next one may last longer; where it ended in sleep, the
-/// next one gives up sooner. On one processor it does not spin at all.
+/// It learns how long to try. Where spinning fails and the sleep after it is short, spinning longer would have met the
+/// event, and saved a wake that costs more than the spin: the next one may last longer. Where the sleep is long, the
+/// next one gives up sooner. So two processes that answer each other within a wake's time soon both stay awake, and one
+/// that waits for nothing in particular sleeps at once. On one processor it does not spin at all.
 #[derive(Debug)]
 pub(crate) struct Spin {
     left: u32,
     used: u32,
+    /// When spinning ended in vain.
+    gave_up: Option<u64>,
 }
 
 /// Pauses that a spin may last, by what the last ones of this process brought.
 static BUDGET: AtomicU32 = AtomicU32::new(256);
 const BUDGET_MIN: u32 = 32;
+/// A little more than it takes to wake someone on another processor: some 50 microseconds.
 const BUDGET_MAX: u32 = 2048;
+
+/// How many more short sleeps are let pass before the budget may grow again, after it grew to the end in vain: the one
+/// waited for needs this processor.
+static FUTILE: AtomicU32 = AtomicU32::new(0);
+const FUTILE_MAX: u32 = 256;
+
+/// A sleep that spinning might have spared, in nanoseconds.
+const SHORT: u64 = 50_000;
 
 impl Spin {
     /// A spin ahead of a wait until `deadline`. Who does not wait does not spin either.
@@ -115,20 +128,20 @@ impl Spin {
                 0
             },
             used: 0,
+            gave_up: None,
         }
     }
 
     /// Pauses a little and says to look again, or says that it is time to sleep.
     pub(crate) fn again(&mut self) -> bool {
         if self.left == 0 {
-            if self.used > 0 {
-                let budget = BUDGET.load(Ordering::Relaxed);
-                BUDGET.store((budget / 2).max(BUDGET_MIN), Ordering::Relaxed);
-                self.used = 0;
+            if self.used > 0 && self.gave_up.is_none() {
+                self.gave_up = Some(machine::monotonic_nanos());
             }
             return false;
         }
-        let pauses = self.left.min(8);
+        // Short at first, so as to see at once what comes at once; then longer, to leave the line to who writes it.
+        let pauses = (1 + self.used / 8).min(8).min(self.left);
         for _ in 0..pauses {
             std::hint::spin_loop();
         }
@@ -140,9 +153,31 @@ impl Spin {
 
 impl Drop for Spin {
     fn drop(&mut self) {
-        if self.used > 0 && self.left > 0 {
-            let budget = BUDGET.load(Ordering::Relaxed);
-            BUDGET.store((budget + budget / 4).min(BUDGET_MAX), Ordering::Relaxed);
+        let budget = BUDGET.load(Ordering::Relaxed);
+        match self.gave_up {
+            None if self.used == 0 => {}
+            None => {
+                FUTILE.store(0, Ordering::Relaxed);
+                if self.used > budget / 2 {
+                    BUDGET.store((budget + budget / 4).min(BUDGET_MAX), Ordering::Relaxed);
+                }
+            }
+            Some(since) => {
+                let slept = machine::monotonic_nanos().saturating_sub(since);
+                let futile = FUTILE.load(Ordering::Relaxed);
+                let next = if slept > SHORT {
+                    (budget / 2).max(BUDGET_MIN)
+                } else if futile > 0 {
+                    FUTILE.store(futile - 1, Ordering::Relaxed);
+                    BUDGET_MIN
+                } else if budget < BUDGET_MAX {
+                    (budget * 2).min(BUDGET_MAX)
+                } else {
+                    FUTILE.store(FUTILE_MAX, Ordering::Relaxed);
+                    BUDGET_MIN
+                };
+                BUDGET.store(next, Ordering::Relaxed);
+            }
         }
     }
 }

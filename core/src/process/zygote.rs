@@ -37,7 +37,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long to wait for the word on a child that was seen to end. A zygote gives it at once, unless it is stopped.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(10);
 
 /// This process's way to a zygote.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! A message: bytes, what they are, and the handles that travel with them.
 
+use super::Outgoing;
 use crate::error::{Error, Result};
 use crate::memory::block::{self, Block};
 use crate::memory::family::{Family, Me};
@@ -63,16 +64,39 @@ pub(crate) enum Prepared {
     Block { header: Header, offset: u64 },
 }
 
+/// A message as it lies in an entry; `None` if it does not fit into one.
+#[inline]
+pub(crate) fn inline(message: &Outgoing<'_>) -> Option<(Header, [u64; 6])> {
+    let length: u64 = message.parts.iter().map(|part| part.len() as u64).sum();
+    if length > INLINE_MAX as u64 || !message.handles.is_empty() {
+        return None;
+    }
+    let header = Header {
+        length,
+        tag: message.tag,
+        leased: false,
+    };
+    Some((header, inline_words(message.parts)))
+}
+
 impl Prepared {
     /// Copies the parts to where the message will be read.
     pub(crate) fn new(
         family: &'static Family,
         me: Me,
-        tag: Tag,
-        parts: &[&[u8]],
-        handles: &[Handle],
+        message: Outgoing<'_>,
         leased_by: Option<Handle>,
     ) -> Result<Prepared> {
+        if leased_by.is_none()
+            && let Some((header, words)) = inline(&message)
+        {
+            return Ok(Prepared::Inline { header, words });
+        }
+        let Outgoing {
+            tag,
+            parts,
+            handles,
+        } = message;
         let length = parts.iter().map(|part| part.len() as u64).sum();
         if length > LENGTH_MAX {
             return Err(Error::TooLarge {
@@ -86,12 +110,6 @@ impl Prepared {
             tag,
             leased: leased_by.is_some(),
         };
-        if length <= INLINE_MAX as u64 && handles.is_empty() && leased_by.is_none() {
-            return Ok(Prepared::Inline {
-                header,
-                words: inline_words(parts),
-            });
-        }
         let start =
             object::references_length(handles.len()) + if header.leased { LEASE } else { 0 };
         let offset = family
@@ -143,6 +161,7 @@ fn fill(
     object::add_references(family, me, offset, handles)
 }
 
+#[inline]
 fn inline_words(parts: &[&[u8]]) -> [u64; 6] {
     let mut bytes = [0; INLINE_MAX];
     let mut at = 0;
@@ -183,6 +202,7 @@ pub(crate) struct Held {
 }
 
 impl Message {
+    #[inline]
     pub(crate) fn inline(header: Header, words: [u64; 6]) -> Result<Message> {
         if header.length > INLINE_MAX as u64 {
             return Err(Error::Malformed {

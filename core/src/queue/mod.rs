@@ -122,6 +122,11 @@ impl Queue {
     /// [`Queue::put`] for a message with handles.
     pub fn put_message(&self, message: Outgoing<'_>, deadline: Deadline) -> Result<()> {
         let me = self.family().me()?;
+        if self.ring.leased_by().is_none()
+            && let Some((header, words)) = message::inline(&message)
+        {
+            return self.ring.put_inline(me, header, &words, deadline);
+        }
         let mut one = [self.prepare(me, message)?];
         self.ring
             .put(me, &mut one, deadline)
@@ -156,15 +161,9 @@ impl Queue {
         answer
     }
 
+    #[inline]
     fn prepare(&self, me: Me, message: Outgoing<'_>) -> Result<Prepared> {
-        Prepared::new(
-            self.family(),
-            me,
-            message.tag,
-            message.parts,
-            message.handles,
-            self.ring.leased_by(),
-        )
+        Prepared::new(self.family(), me, message, self.ring.leased_by())
     }
 
     /// Takes the message at the head, waiting for one until `deadline`.
@@ -175,7 +174,7 @@ impl Queue {
         let mut one = None;
         self.ring
             .get(me, 1, deadline, &mut |message| one = Some(message))?;
-        let message = one.ok_or(Error::Damaged {
+        let message = one.ok_or_else(|| Error::Damaged {
             offset: self.ring.body_offset(),
             why: "a queue gave no message",
         })?;
@@ -196,10 +195,15 @@ impl Queue {
     }
 
     /// Remembers the loans among the messages, for [`Queue::task_done`].
+    #[inline]
     fn note_loans(&self, messages: &[Message]) -> Result<()> {
         if self.ring.leased_by().is_none() {
             return Ok(());
         }
+        self.note_leased(messages)
+    }
+
+    fn note_leased(&self, messages: &[Message]) -> Result<()> {
         let mut leases = self.family().local_state()?.leases.lock();
         let loans = leases.entry(self.handle().to_bits()).or_default();
         for held in messages.iter().filter_map(Message::loan) {

@@ -1,10 +1,11 @@
 //! The flavor in shared memory: two latches over linked segments of entries.
 //!
 //! ```text
-//! body      line 0  limits, flags              read by all
-//!           line 1  latch, tail, last segment  producers
-//!           line 2  latch, head, first segment consumers
+//! body      line 0  limits, flags               read by all
+//!           line 1  latch, last segment         producers
+//!           line 2  latch, head, first segment  consumers
 //!           line 3  the words on which they sleep; what is done
+//!           line 4  tail                        from producers to consumers, who wait for it
 //! segment   next, number of its first entry, capacity; then entries of 64 bytes
 //! entry     block (0: inline) · length and tag · 48 bytes
 //! ```
@@ -47,7 +48,7 @@ pub(crate) const KIND: Kind = Kind {
 };
 
 shared! {
-    pub(crate) struct Body: 256 {
+    pub(crate) struct Body: 320 {
         flags: AtomicU32,
         closed: AtomicU32,
         /// Most messages inside; 0 without limit.
@@ -61,16 +62,18 @@ shared! {
         line0: [AtomicU64; 3],
 
         tail_latch: Latch,
-        /// The number of the next message to be put. Stored last: the commit of a put.
-        tail: AtomicU64,
         tail_segment: AtomicU64,
+        /// What `head` was when a producer last had to know; never more than it is.
+        head_seen: AtomicU64,
         line1: [AtomicU64; 5],
 
         pub(super) head_latch: Latch,
         /// The number of the next message to be taken. Stored first: the commit of a get.
         head: AtomicU64,
         head_segment: AtomicU64,
-        line2: [AtomicU64; 5],
+        /// What `tail` was when a consumer last had to know; never more than it is.
+        tail_seen: AtomicU64,
+        line2: [AtomicU64; 4],
 
         /// Consumers sleep here until there is a message.
         ready: Bell,
@@ -82,6 +85,11 @@ shared! {
         /// How many messages are finished with, in a joinable queue.
         done: AtomicU64,
         line3: [AtomicU64; 3],
+
+        /// The number of the next message to be put. Stored last: the commit of a put. On a line of its own, because
+        /// idle consumers look at it all the time: the latch is not to travel with it.
+        tail: AtomicU64,
+        line4: [AtomicU64; 7],
     }
 }
 
@@ -332,19 +340,36 @@ impl Ring {
         Ok(put)
     }
 
+    /// [`Ring::put`] of one message that lies in its entry, without the moves that many and large ones need.
+    pub(crate) fn put_inline(
+        &self,
+        me: Me,
+        header: Header,
+        words: &[u64; 6],
+        deadline: Deadline,
+    ) -> Result<()> {
+        let family = self.family();
+        loop {
+            let Some((tail, _, segment)) = self.reserve(me, deadline)? else {
+                continue;
+            };
+            let entry = match segment.entry(family, tail) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.body.tail_latch.release(family, me);
+                    return Err(error);
+                }
+            };
+            fill_inline(entry, header, words);
+            self.publish(me, tail, 1, false);
+            return Ok(());
+        }
+    }
+
     fn put_some(&self, me: Me, messages: &mut [Prepared], deadline: Deadline) -> Result<usize> {
         let (family, body) = (self.family(), self.body);
-        let tail = self.enter_with_room(me, deadline)?;
-        let segment = match body.room(family, me, self.body_offset(), tail) {
-            Ok(segment) => segment,
-            Err(error) => {
-                body.tail_latch.release(family, me);
-                return self.retry_after_sweep(me, error);
-            }
-        };
-        let room = match self.max_items() {
-            Some(max) => max - (tail - body.head.load(Ordering::Acquire)),
-            None => u64::MAX,
+        let Some((tail, room, segment)) = self.reserve(me, deadline)? else {
+            return Ok(0);
         };
         let count = (messages.len() as u64)
             .min(room)
@@ -353,7 +378,6 @@ impl Ring {
         let described = messages
             .iter()
             .any(|message| matches!(message, Prepared::Block { .. }));
-        let thread = family.thread(me.slot);
         if described {
             family.intend(me, PUT, &[self.body_offset(), tail, count]);
         }
@@ -370,6 +394,30 @@ impl Ring {
             body.tail_latch.release(family, me);
             return Err(error);
         }
+        self.publish(me, tail, count, described);
+        Ok(count as usize)
+    }
+
+    /// Takes the tail latch once there is room; returns `tail`, room for how many, and the segment that `tail` lies in.
+    /// `None` if the caller should try again.
+    #[inline]
+    fn reserve(&self, me: Me, deadline: Deadline) -> Result<Option<(u64, u64, SegmentAt)>> {
+        let (family, body) = (self.family(), self.body);
+        let (tail, room) = self.enter_with_room(me, deadline)?;
+        match body.room(family, me, self.body_offset(), tail) {
+            Ok(segment) => Ok(Some((tail, room, segment))),
+            Err(error) => {
+                body.tail_latch.release(family, me);
+                self.retry_after_sweep(me, error).map(|()| None)
+            }
+        }
+    }
+
+    /// Makes `count` filled entries messages, leaves the tail latch and wakes.
+    #[inline]
+    fn publish(&self, me: Me, tail: u64, count: u64, described: bool) {
+        let (family, body) = (self.family(), self.body);
+        let thread = family.thread(me.slot);
         // DEATH: published and nobody woken: `wake_owed` makes recovery wake for us. Set before, so that there is no
         // moment between.
         thread.wake_owed.store(
@@ -387,12 +435,11 @@ impl Ring {
         body.ready.ring(count.min(u32::MAX.into()) as u32);
         self.doorbell.ring(family, body);
         thread.wake_owed.store(0, Ordering::Release);
-        Ok(count as usize)
     }
 
-    /// After an allocation failed inside the latch: frees what the dead own, and says whether to try again.
+    /// After an allocation failed inside the latch: frees what the dead own, and says to try again.
     #[cold]
-    fn retry_after_sweep(&self, me: Me, error: Error) -> Result<usize> {
+    fn retry_after_sweep(&self, me: Me, error: Error) -> Result<()> {
         let family = self.family();
         if !matches!(error, Error::Exhausted { .. }) {
             return Err(error);
@@ -400,11 +447,12 @@ impl Ring {
         // A block of a segment's size can be had: then so can the segment, most likely.
         let probe = family.or_sweep(me, || family.allocate(me, segment_length(CAPACITY)));
         family.free(me, probe.map_err(|_| error)?.offset);
-        Ok(0)
+        Ok(())
     }
 
-    /// Takes the tail latch once there is room; returns `tail`.
-    fn enter_with_room(&self, me: Me, deadline: Deadline) -> Result<u64> {
+    /// Takes the tail latch once there is room; returns `tail`, and room for how many.
+    #[inline]
+    fn enter_with_room(&self, me: Me, deadline: Deadline) -> Result<(u64, u64)> {
         let (family, body) = (self.family(), self.body);
         let mut slept = false;
         let answer = loop {
@@ -416,8 +464,9 @@ impl Ring {
                 break Err(Error::Closed { what: "the queue" });
             }
             let tail = body.tail.load(Ordering::Relaxed);
-            if !self.is_full_at(tail) {
-                break Ok(tail);
+            let room = self.room_after(tail);
+            if room > 0 {
+                break Ok((tail, room));
             }
             body.tail_latch.release(family, me);
             let has_room =
@@ -436,6 +485,23 @@ impl Ring {
         };
         awake(family, me, &body.space, slept, answer.is_err());
         answer
+    }
+
+    /// How many may be put after `tail`, at least. Inside the tail latch.
+    fn room_after(&self, tail: u64) -> u64 {
+        let Some(max) = self.max_items() else {
+            return u64::MAX;
+        };
+        // Consumers write their line with every get: it is looked at only when what was seen of it says "full".
+        let seen = self.body.head_seen.load(Ordering::Relaxed);
+        match max.saturating_sub(tail.wrapping_sub(seen)) {
+            0 => {
+                let head = self.body.head.load(Ordering::Acquire);
+                self.body.head_seen.store(head, Ordering::Release);
+                max.saturating_sub(tail.wrapping_sub(head))
+            }
+            room => room,
+        }
     }
 
     fn is_full_at(&self, tail: u64) -> bool {
@@ -504,7 +570,7 @@ impl Ring {
         into: &mut impl FnMut(Message),
     ) -> Result<u64> {
         let (family, body) = (self.family(), self.body);
-        if body.length() == 0 {
+        if !body.may_have_messages() {
             self.doorbell.hush(family, body);
             return Ok(0);
         }
@@ -691,6 +757,28 @@ impl Body {
         }
     }
 
+    /// Whether it is worth a look inside the head latch.
+    #[inline]
+    fn may_have_messages(&self) -> bool {
+        self.tail_seen.load(Ordering::Relaxed) > self.head.load(Ordering::Relaxed)
+            || self.length() > 0
+    }
+
+    /// Messages for consumers: `most` if there are as many, or else all. Inside the head latch.
+    #[inline]
+    fn there_are(&self, head: u64, most: u64) -> u64 {
+        // ORDERING: Acquire pairs with the Release below, for a consumer may have died in between, without the release
+        // of the latch.
+        let seen = self.tail_seen.load(Ordering::Acquire).saturating_sub(head);
+        if seen >= most {
+            return most;
+        }
+        // ORDERING: Acquire pairs with the Release of `tail` in `put_some`.
+        let tail = self.tail.load(Ordering::Acquire);
+        self.tail_seen.store(tail, Ordering::Release);
+        tail.saturating_sub(head).min(most)
+    }
+
     /// The segment with a place for entry `tail`, linking a new one if the last is full. Inside the tail latch.
     fn room(&self, family: &'static Family, me: Me, body: u64, tail: u64) -> Result<SegmentAt> {
         let last = self.tail_segment.load(Ordering::Relaxed);
@@ -763,13 +851,7 @@ impl SegmentAt {
 /// Writes a message into a free entry. Its block is named first and shared then, so that whoever undoes finds it.
 fn fill(family: &'static Family, entry: &Entry, message: &Prepared) -> Result<()> {
     match *message {
-        Prepared::Inline { header, words } => {
-            entry.block.store(0, Ordering::Release);
-            entry.header.store(header.pack(), Ordering::Release);
-            for (place, word) in entry.words.iter().zip(words) {
-                place.store(word, Ordering::Release);
-            }
-        }
+        Prepared::Inline { header, ref words } => fill_inline(entry, header, words),
         Prepared::Block { header, offset } => {
             entry.header.store(header.pack(), Ordering::Release);
             entry.block.store(offset, Ordering::Release);
@@ -779,6 +861,15 @@ fn fill(family: &'static Family, entry: &Entry, message: &Prepared) -> Result<()
         }
     }
     Ok(())
+}
+
+#[inline]
+fn fill_inline(entry: &Entry, header: Header, words: &[u64; 6]) {
+    entry.block.store(0, Ordering::Release);
+    entry.header.store(header.pack(), Ordering::Release);
+    for (place, word) in entry.words.iter().zip(words) {
+        place.store(*word, Ordering::Release);
+    }
 }
 
 /// Takes up to `most` messages out. Inside the head latch.
@@ -792,15 +883,12 @@ fn take(
     into: &mut impl FnMut(Message),
 ) -> Result<u64> {
     let head = body.head.load(Ordering::Relaxed);
-    // ORDERING: Acquire pairs with the Release of `tail` in `put_some`.
-    let there = body.tail.load(Ordering::Acquire).saturating_sub(head);
+    let there = body.there_are(head, most);
     if there == 0 {
         return Ok(0);
     }
     let segment = first_segment(family, me, body, body_offset, head)?;
-    let count = there
-        .min(most)
-        .min(segment.capacity() - (head - segment.first()));
+    let count = there.min(segment.capacity() - (head - segment.first()));
     if count == 1 {
         let entry = segment.entry(family, head)?;
         if entry.block.load(Ordering::Relaxed) == 0 {
@@ -851,6 +939,7 @@ fn take(
     Ok(count)
 }
 
+#[inline]
 fn read_inline(entry: &Entry) -> Result<Message> {
     let header = Header::unpack(entry.header.load(Ordering::Relaxed));
     Message::inline(
@@ -1271,6 +1360,15 @@ fn check(family: &'static Family, offset: u64, fsck: &mut Fsck) {
         body.head.load(Ordering::Acquire),
         body.tail.load(Ordering::Acquire),
     );
+    let (head_seen, tail_seen) = (
+        body.head_seen.load(Ordering::Acquire),
+        body.tail_seen.load(Ordering::Acquire),
+    );
+    if head_seen > head || tail_seen > tail {
+        fsck.fault(format!(
+            "the queue at {offset:#x} has seen more than there is"
+        ));
+    }
     if head > tail {
         fsck.fault(format!(
             "the queue at {offset:#x} has its head {head} after its tail {tail}"

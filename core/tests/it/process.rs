@@ -832,26 +832,6 @@ fn busy_thread(pid: u32) -> String {
 }
 
 #[test]
-fn a_stopped_zygote_makes_an_ending_unknown_and_hangs_nobody() {
-    divert(|started| sleep_on(&started.payload));
-    let family = family();
-    let name = "process::a_stopped_zygote_makes_an_ending_unknown_and_hangs_nobody";
-    let child = start_by(family, Method::Zygote, name, &[], sleep_on).unwrap();
-    let zygote = Pid::from_raw(parent_of(child.pid()) as i32).unwrap();
-    rustix::process::kill_process(zygote, Signal::STOP).unwrap();
-    let thread = busy_thread(parent_of(child.pid())).parse().unwrap();
-    eventually("it is stopped", || state_of(thread) == Some('T'));
-    child.kill().unwrap();
-    assert_eq!(child.join(watchdog()).unwrap().ending, Ending::Unknown);
-    rustix::process::kill_process(zygote, Signal::CONT).unwrap();
-    let next = start_by(family, Method::Zygote, name, &[], sleep_on).unwrap();
-    next.terminate().unwrap();
-    assert_eq!(next.join(watchdog()).unwrap().ending, Ending::Signal(15));
-    finish(watchdog()).unwrap();
-    assert_sound(family);
-}
-
-#[test]
 fn a_signal_interrupts_a_join_and_a_receive() {
     let family = family();
     let (near, _far) = connection::pair(family).unwrap();
